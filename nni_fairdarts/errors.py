@@ -1,0 +1,27 @@
+"""The errors that users of the package meet."""
+
+import math
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used; the message says what was expected, what came, and what to do.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss became NaN or infinite: training stopped before the step that would have spoilt the weights."""
+
+
+def require_finite(name: str, loss: float, trainer, batch_idx: int) -> None:
+    """Raise NonFiniteLoss, saying where training is and which checkpoint is the last, unless ``loss`` is finite."""
+    if math.isfinite(loss):
+        return
+    callback = trainer.checkpoint_callback
+    checkpoint = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    raise NonFiniteLoss(
+        f"{name} is {loss} in epoch {trainer.current_epoch}, batch {batch_idx} (both counted from 0); stopped before "
+        "the optimizer's step. Try a smaller learning rate, or look for bad values in the data. "
+        + (f"The last checkpoint is {checkpoint}" if checkpoint else "No checkpoint had been saved yet")
+    )
