@@ -1,0 +1,25 @@
+"""What this package takes from inside NNI's one-shot framework: nothing else imports from ``nni.nas.oneshot``.
+
+NNI 3.0 is the last release; its one-shot internals are no public interface, so the version is checked here, once.
+"""
+
+import nni
+
+if not nni.__version__.startswith("3.0"):
+    raise ImportError(
+        f"nni-fairdarts works with NNI 3.0.x, but NNI {nni.__version__} is installed; run: pip install 'nni>=3.0,<3.1'"
+    )
+
+from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
+from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
+from nni.nas.oneshot.pytorch.supermodule._expression_utils import weighted_sum
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.differentiable import MixedOpDifferentiablePolicy
+
+__all__ = [
+    "BaseSuperNetModule",
+    "DartsLightningModule",
+    "MixedOpDifferentiablePolicy",
+    "OneShotStrategy",
+    "weighted_sum",
+]

@@ -1,0 +1,100 @@
+"""The gated counterpart of NNI's ``Cell``."""
+
+import torch
+from nni.nas.nn.pytorch import Cell
+from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
+from torch import nn
+
+from nni_fairdarts.discretize import keep
+from nni_fairdarts.genotype import cell_sample
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha
+from nni_fairdarts.supernet.norm import drop_scales, normalize_pooling
+
+
+class GatedCell(GatedModule):
+    """A cell in which every node sums over all earlier states and all operations of gate times output.
+
+    State j of node i: x_i = Σ_{j<i} Σ_o σ(α_{ij,o}) · o(x_j); the nodes are concatenated.
+    Fair DARTS, arXiv 1911.12126, section 4.1: no softmax, no "none" operation.
+
+    ``alpha`` is (edges, operations), edges in the order node 2 from 0, 1; node 3 from 0, 1, 2; ...
+    """
+
+    def __init__(self, cell: Cell, alpha: nn.Parameter, options: SupernetOptions):
+        super().__init__()
+        self._label = cell.label
+        self.options = options
+        self.num_nodes = cell.num_nodes
+        self.num_predecessors = cell.num_predecessors
+        self.output_node_indices = list(range(self.num_predecessors, self.num_predecessors + self.num_nodes))
+        self.concat_dim = cell.concat_dim
+        self.preprocessor = cell.preprocessor
+        self.postprocessor = cell.postprocessor
+        self.alpha = alpha
+        self.operations = tuple(cell.op_candidates_factory)
+        self.edges = nn.ModuleList(self._candidates(cell, node, source) for node, source in self._edge_indices())
+        if options.candidate_norm == "paper" and isinstance(self.preprocessor, nn.Module):
+            drop_scales(self.preprocessor)
+        for mutable in cell.simplify().values():  # the space keeps its labels, for strategies that come after
+            self.add_mutable(mutable)
+
+    def _edge_indices(self):
+        return [(node, source) for node in self.output_node_indices for source in range(node)]
+
+    def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
+        ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)
+        if self.options.candidate_norm == "paper":
+            for op in ops.values():
+                drop_scales(op)
+            kin = [self.preprocessor] if isinstance(self.preprocessor, nn.Module) else []
+            ops = normalize_pooling(ops, kin, f"Cell {cell.label!r}, edge {source} to {node}")
+        return nn.ModuleDict(ops)
+
+    @property
+    def label(self) -> str:
+        return self._label
+
+    @classmethod
+    def mutate(cls, module, name, memo, mutate_kwargs):
+        """NNI's mutation hook: a ``Cell`` becomes a ``GatedCell``; anything else stays."""
+        if type(module) is not Cell:
+            return None
+        options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
+        edges = sum(module.num_predecessors + node for node in range(module.num_nodes))
+        alpha = shared_alpha(memo, module.label, (edges, len(module.op_candidates_factory)), options)
+        return cls(module, alpha, options)
+
+    def forward(self, *inputs):
+        """Inputs: ``num_predecessors`` tensors, or one list of them; returns what the postprocessor returns."""
+        inputs = preprocess_cell_inputs(self.num_predecessors, *inputs)
+        states = list(self.preprocessor(inputs))
+        gates = iter(self.gates().flatten().unbind())  # (edges * operations) scalars in (0, 1)
+        edges = iter(self.edges)
+        for _ in range(self.num_nodes):
+            terms = [next(gates) * op(state) for state in states for op in next(edges).values()]
+            states.append(sum(terms[1:], terms[0]))
+        output = torch.cat(states[self.num_predecessors :], self.concat_dim)
+        return self.postprocessor(output, inputs)
+
+    def export(self, memo):
+        """What the discretisation keeps, as NNI's labels with as many slots per node as it keeps."""
+        if any(key.startswith(f"{self.label}/") for key in memo):
+            return {}
+        discretization = self.options.discretization
+        edges = discretization.cell(self.gate_values(), self.operations, self.num_predecessors, self.label)
+        return cell_sample(self.label, edges)
+
+    def export_probs(self, memo):
+        """Every edge's gates, under labels like ``normal/2_0`` (node 2 from state 0)."""
+        labels = [f"{self.label}/{node}_{source}" for node, source in self._edge_indices()]
+        if labels[0] in memo:
+            return {}
+        return {
+            label: dict(zip(self.operations, row, strict=True))
+            for label, row in zip(labels, self.gate_values(), strict=True)
+        }
+
+    def skip_connections(self) -> int:
+        rule = self.options.discretization
+        kept = keep(self.gate_values(), rule.rule, rule.threshold, self.operations, self.num_predecessors)
+        return sum(edge.operation == "skip_connect" for edge in kept)
