@@ -1,0 +1,41 @@
+"""The history of a search: one JSON line per epoch, with every gate, and one line for people."""
+
+import json
+from pathlib import Path
+
+
+def epoch_line(record: dict, epochs: int | None) -> str:
+    """One line about an epoch, for people."""
+    parts = [f"epoch {record['epoch'] + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")]
+    for key, value in record.items():
+        if value is not None and (key.endswith("_loss") or key.startswith("val_")):
+            parts.append(f"{key} {value:.4f}")
+    if record["gates_total"]:
+        parts.append(f"decided {record['decided_gates']:.1%}")
+        parts.append(f"open {record['open_gates']}/{record['gates_total']}")
+    skips = record["skip_connections"]
+    if skips:
+        shown = skips if len(skips) <= 4 else {"all choices": sum(skips.values())}
+        parts.append("skips " + " ".join(f"{label} {count}" for label, count in shown.items()))
+    return "  ".join(parts)
+
+
+def append_epoch(path: Path, record: dict) -> None:
+    """Add an epoch to a history file; what a stopped run had written of this epoch or later is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = [r for r in read_history(path) if r["epoch"] < record["epoch"]] if path.exists() else []
+    lines = [json.dumps(r) for r in (*earlier, record)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_history(path: Path) -> list[dict]:
+    """The epochs of a history file, oldest first; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

@@ -1,0 +1,249 @@
+"""The bilevel step of a search, its validation and its history."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nni_fairdarts._nni import DartsLightningModule
+from nni_fairdarts.discretize import decided_share, open_gates
+from nni_fairdarts.errors import InputError, require_finite
+from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.history import append_epoch, epoch_line
+from nni_fairdarts.supernet import GatedModule
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for ``parameters`` inside; those that needed one need it again afterwards.
+
+    Autograd then neither computes their gradients nor keeps the activations that only those would have needed.
+    """
+    stopped = [p for p in parameters if p.requires_grad]
+    for parameter in stopped:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in stopped:
+            parameter.requires_grad_(True)
+
+
+class FairDartsModule(DartsLightningModule):
+    """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
+
+    One step, first order (Fair DARTS, arXiv 1911.12126, section 4): (1) α by Adam on a batch of ``val``: loss of the
+    evaluator + w01 · zero-one loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their
+    gradient norm clipped. ``single_level``: one batch of ``train`` and one backward pass update both.
+    """
+
+    def __init__(
+        self,
+        training_module,
+        *,
+        arc_learning_rate: float,
+        arc_betas: tuple[float, float],
+        arc_weight_decay: float,
+        zero_one_weight: float,
+        zero_one_loss: str,
+        threshold: float,
+        single_level: bool,
+        gradient_clip_val: float | None,
+        log_prob_every_n_step: int,
+        warmup_epochs: int,
+        history: Path | None,
+    ):
+        super().__init__(
+            training_module,
+            arc_learning_rate=arc_learning_rate,
+            gradient_clip_val=gradient_clip_val,
+            log_prob_every_n_step=log_prob_every_n_step,
+            warmup_epochs=warmup_epochs,
+        )
+        self.arc_betas = arc_betas
+        self.arc_weight_decay = arc_weight_decay
+        self.zero_one_weight = zero_one_weight
+        self.zero_one_loss = LOSSES[zero_one_loss]
+        self.threshold = threshold
+        self.single_level = single_level
+        self.history = history
+
+    # -- parameters -------------------------------------------------------------------------------------------------
+
+    def gated_modules(self) -> dict[str, GatedModule]:
+        """One gated module per label, in the order of the space; those of one label share α."""
+        modules: dict[str, GatedModule] = {}
+        for module in self.supernet_modules():
+            if isinstance(module, GatedModule):
+                modules.setdefault(module.label, module)
+        return modules
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """α in the order of the space: the same in every process (NNI's set is not, and Adam's state goes by order)."""
+        return list(
+            dict.fromkeys(
+                p for m in self.supernet_modules() if hasattr(m, "arch_parameters") for p in m.arch_parameters()
+            )
+        )
+
+    def configure_architecture_optimizers(self):
+        alphas = self.arch_parameters()
+        if not alphas:
+            raise InputError(
+                "nothing to search: the space has no choice that became a gate; give it a LayerChoice, or use a hub "
+                "space"
+            )
+        return torch.optim.Adam(
+            alphas, self.arc_learning_rate, betas=self.arc_betas, weight_decay=self.arc_weight_decay
+        )
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self):
+        self._alphas = self.arch_parameters()
+        known = set(self._alphas)
+        self._weights = [p for p in self.parameters() if p not in known]
+        self._gated = self.gated_modules()
+        return super().on_fit_start()
+
+    def on_train_epoch_start(self):
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+        self._epoch_began = time.perf_counter()
+        # NNI's DARTS freezes α here while it warms up; the steps below say themselves what learns.
+        return self.training_module.on_train_epoch_start()
+
+    def training_step(self, batch, batch_idx):
+        warm = self.trainer.current_epoch >= self.warmup_epochs
+        if self.single_level:
+            result = self._joint_step(batch["train"], batch_idx, warm)
+        else:
+            if warm:
+                self._alpha_step(batch["val"], batch_idx)
+            result = self._weight_step(batch["train"], batch_idx)
+        self._batches += 1
+        self.advance_lr_schedulers(batch_idx)
+        if self.log_prob_every_n_step and batch_idx % self.log_prob_every_n_step == 0:
+            self.log_probs(self.export_probs())
+        return result
+
+    def _alpha_step(self, batch, batch_idx: int) -> None:
+        with frozen(self._weights):
+            optimizer = self.architecture_optimizers()
+            optimizer.zero_grad()
+            loss = loss_of(self.training_module.training_step(batch, 2 * batch_idx))
+            total = loss + self.zero_one_weight * self.zero_one()
+            self._note("arch_loss", total, batch_idx)
+            self.manual_backward(total)
+            optimizer.step()
+
+    def _weight_step(self, batch, batch_idx: int):
+        with frozen(self._alphas):
+            result = self.training_module.training_step(batch, 2 * batch_idx + 1)
+            loss = loss_of(result)
+            self._note("train_loss", loss, batch_idx)
+            self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
+        return result
+
+    def _joint_step(self, batch, batch_idx: int, warm: bool):
+        if not warm:
+            return self._weight_step(batch, batch_idx)
+        optimizer = self.architecture_optimizers()
+        optimizer.zero_grad()
+        result = self.training_module.training_step(batch, batch_idx)
+        loss = loss_of(result)
+        total = loss + self.zero_one_weight * self.zero_one()
+        self._note("train_loss", loss, batch_idx)
+        self._note("arch_loss", total, batch_idx)
+        self.advance_optimization(total, batch_idx, self.gradient_clip_val)
+        optimizer.step()
+        return result
+
+    def zero_one(self) -> Tensor:
+        """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
+        if not self._gated:  # every choice went to hooks of the user's
+            return torch.zeros((), device=self.device)
+        return self.zero_one_loss(flat(module.gates() for module in self._gated.values()))
+
+    def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
+        value = loss.detach()
+        require_finite(name, float(value), self.trainer, batch_idx)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    # -- validation: NNI forwards none of these hooks, its one-shot modules never validate -----------------------------
+
+    def validation_step(self, *args, **kwargs):
+        return self.training_module.validation_step(*args, **kwargs)
+
+    def on_validation_epoch_start(self):
+        return self.training_module.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self):
+        return self.training_module.on_validation_epoch_end()
+
+    def on_validation_batch_start(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_start(*args, **kwargs)
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_end(*args, **kwargs)
+
+    # -- history ----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_end(self):
+        result = super().on_train_epoch_end()
+        record = self.epoch_record()
+        self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
+        if self.trainer.is_global_zero:
+            self.print(epoch_line(record, self.trainer.max_epochs))
+            path = self._history_path()
+            if path is not None:
+                append_epoch(path, record)
+        return result
+
+    def epoch_record(self) -> dict:
+        """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
+        gates = {label: module.gate_values() for label, module in self._gated.items()}
+        with torch.no_grad():
+            everything = flat(m.gates() for m in self._gated.values()).tolist() if self._gated else []
+            zero_one = float(self.zero_one())
+        metrics = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val_") and torch.as_tensor(value).numel() == 1
+        }
+        return {
+            "epoch": self.trainer.current_epoch,
+            "train_loss": self._mean("train_loss"),
+            "arch_loss": self._mean("arch_loss"),
+            "zero_one_loss": zero_one,
+            **metrics,
+            "decided_gates": decided_share(everything) if everything else None,
+            "open_gates": open_gates(everything, self.threshold),
+            "gates_total": len(everything),
+            "skip_connections": {label: module.skip_connections() for label, module in self._gated.items()},
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self._epoch_began,
+            "operations": {label: list(module.operations) for label, module in self._gated.items()},
+            "gates": gates,
+        }
+
+    def _mean(self, name: str) -> float | None:
+        return float(self._sums[name]) / self._batches if name in self._sums and self._batches else None
+
+    def _history_path(self) -> Path | None:
+        if self.history is not None:
+            return self.history
+        folder = self.trainer.log_dir if self.trainer.loggers else None
+        return Path(folder) / "history.jsonl" if folder else None
+
+
+LOGGED = ("arch_loss", "zero_one_loss", "decided_gates", "open_gates")
+"""Entries of an epoch's record that go to Lightning's loggers; the losses and metrics of the evaluator are its own."""
+
+
+def loss_of(result) -> Tensor:
+    """The loss in what a Lightning ``training_step`` returned: a tensor, or a mapping with ``loss``."""
+    return result["loss"] if isinstance(result, dict) else result

@@ -1,0 +1,281 @@
+"""``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
+
+import copy
+import weakref
+from pathlib import Path
+
+import nni.nas.strategy
+import torch
+from nni.nas.hub.pytorch.nasnet import NDS
+from nni.nas.nn.pytorch import Cell
+from nni.nas.space import ModelStatus, RawFormatModelSpace
+from torch import nn
+
+from nni_fairdarts._nni import MixedOpDifferentiablePolicy, OneShotStrategy
+from nni_fairdarts.discretize import Discretization
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.gates import LOSSES, RELAXATIONS
+from nni_fairdarts.network import check_image_size, derive_network, stem_channels
+from nni_fairdarts.search import FairDartsModule
+from nni_fairdarts.supernet import HOOKS, OPTIONS_KEY, GatedModule, SupernetOptions, refuse_unsupported
+from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
+
+
+class FairDARTS(nni.nas.strategy.DARTS):
+    """Fair DARTS (arXiv 1911.12126, ECCV 2020) as a one-shot strategy of NNI.
+
+    Every candidate has its own gate σ(α); a zero-one loss pushes the gates to 0 or 1; a threshold derives the network.
+    Use it where NNI's ``DARTS()`` stands: ``NasExperiment(space, evaluator, FairDARTS())``. Defaults are those of
+    the published search on CIFAR-10.
+
+    Parameters
+    ----------
+    arc_learning_rate, arc_betas, arc_weight_decay
+        Adam's settings for α.
+    zero_one_weight
+        Weight of the zero-one loss, w01 >= 0.
+    zero_one_loss
+        "l2" (the method), "l1" (the paper's negative example) or "none".
+    threshold
+        A gate at or over it, in (0, 1), is kept.
+    discretization
+        "sparse" (the method), "edge" or "darts": see ``nni_fairdarts.discretize``.
+    alpha_init
+        Where every α starts; 0 is a gate of 0.5.
+    single_level
+        One batch of the training loader updates weights and α together.
+    warmup_epochs
+        Epochs at the start in which α rests.
+    gradient_clip_val
+        Bound on the norm of the weights' gradient; None for no bound.
+    candidate_norm
+        "paper": inside cells and choices no learnable batch-norm scales, a batch norm after each pooling candidate;
+        "space": as the space built it.
+    log_prob_every_n_step
+        Steps between two records of every gate in Lightning's loggers; 0 for none.
+    mutation_hooks
+        NNI's: tried before this strategy's own, for choices of your own kind.
+    validation_dataloaders
+        Loaders for the validation after each epoch. By default the evaluator's ``val_dataloaders``, which α learns
+        from, as the published code does; give those images without augmentation, or a set of your own.
+    history
+        File for one JSON line per epoch; by default ``history.jsonl`` beside the logs of Lightning's first logger.
+
+    Raises InputError for values outside these ranges, and for NNI's ``penalty``, which does not reach α.
+    """
+
+    def __init__(
+        self,
+        *,
+        arc_learning_rate: float = 3e-3,
+        arc_betas: tuple[float, float] = (0.9, 0.999),
+        arc_weight_decay: float = 1e-3,
+        zero_one_weight: float = 10.0,
+        zero_one_loss: str = "l2",
+        threshold: float = 0.85,
+        discretization: str = "sparse",
+        alpha_init: float = 0.0,
+        single_level: bool = False,
+        warmup_epochs: int = 0,
+        gradient_clip_val: float | None = 5.0,
+        candidate_norm: str = "paper",
+        log_prob_every_n_step: int = 10,
+        mutation_hooks: list | None = None,
+        penalty=None,
+        validation_dataloaders=None,
+        history: str | Path | None = None,
+    ):
+        if penalty is not None:
+            raise InputError(
+                "FairDARTS takes no penalty: NNI computes it from detached numbers, so that it scales the loss but "
+                "never reaches α; leave it out"
+            )
+        _at_least_zero(
+            arc_weight_decay=arc_weight_decay,
+            zero_one_weight=zero_one_weight,
+            warmup_epochs=warmup_epochs,
+            log_prob_every_n_step=log_prob_every_n_step,
+        )
+        _more_than_zero(arc_learning_rate=arc_learning_rate)
+        if gradient_clip_val is not None:
+            _more_than_zero(gradient_clip_val=gradient_clip_val)
+        if len(arc_betas) != 2 or not all(0 <= beta < 1 for beta in arc_betas):
+            raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
+        _known("zero_one_loss", zero_one_loss, LOSSES)
+        _known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
+        self.discretization = Discretization(discretization, threshold)
+        super().__init__(
+            mutation_hooks=mutation_hooks,
+            arc_learning_rate=arc_learning_rate,
+            gradient_clip_val=gradient_clip_val,
+            log_prob_every_n_step=log_prob_every_n_step,
+            warmup_epochs=warmup_epochs,
+        )
+        self.arc_betas = tuple(arc_betas)
+        self.arc_weight_decay = arc_weight_decay
+        self.zero_one_weight = zero_one_weight
+        self.zero_one_loss = zero_one_loss
+        self.alpha_init = alpha_init
+        self.single_level = single_level
+        self.candidate_norm = candidate_norm
+        self.validation_dataloaders = validation_dataloaders
+        self.history = None if history is None else Path(history)
+        self._original_space = None
+
+    def extra_repr(self) -> str:
+        return (
+            f"zero_one_loss={self.zero_one_loss!r}, zero_one_weight={self.zero_one_weight}, "
+            f"{self.discretization}, candidate_norm={self.candidate_norm!r}"
+        )
+
+    # -- supernet ---------------------------------------------------------------------------------------------------
+
+    def configure_softmax(self) -> nn.Module:
+        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get gates."""
+        return nn.Sigmoid()
+
+    def default_mutation_hooks(self) -> list:
+        return list(HOOKS)
+
+    def mutate_model(self, model):
+        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices."""
+        if any(isinstance(module, GatedModule) for module in model.modules()):
+            raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
+        if not isinstance(model, NDS):
+            self._refuse_cells(model)
+            self._original_space = copy.deepcopy(model)
+        else:
+            self._original_space = model  # only its sizes are read again
+        refuse_unsupported(model, "")
+        self._options = SupernetOptions(
+            RELAXATIONS["sigmoid"], self.candidate_norm, self.discretization, self.alpha_init, _alpha_dtype(model)
+        )
+        # Hooks written for NNI's DARTS look their α up by the label of the choice.
+        self._arch_parameters = {
+            label: nn.Parameter(torch.full((len(mutable.values),), self.alpha_init, dtype=self._options.dtype))
+            for label, mutable in model.simplify().items()
+            if hasattr(mutable, "values")
+        }
+        OneShotStrategy.mutate_model(self, model)
+        if isinstance(model, NDS):
+            model.register_forward_pre_hook(_check_images)
+        return model
+
+    def _refuse_cells(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, Cell) and not self.extra_mutation_hooks:
+                raise InputError(
+                    f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
+                    f"{type(model).__name__} has one of its own at {name!r}: only the hub tells how the next "
+                    "cell narrows when nodes are dropped. Use LayerChoice, or derive your space from nni.nas.hub.pytorch.nasnet.NDS"
+                )
+
+    def run_hook(self, hook, name, module, memo):
+        if not memo.get("_validated"):
+            memo.update(self._arch_parameters)
+            memo["_validated"] = True
+        if hook not in self.extra_mutation_hooks:
+            refuse_unsupported(module, name)
+        kwargs = {
+            "mixed_op_sampling": MixedOpDifferentiablePolicy,
+            "softmax": self.configure_softmax(),
+            OPTIONS_KEY: self._options,
+        }
+        return hook(module, name, memo, kwargs)
+
+    # -- search -----------------------------------------------------------------------------------------------------
+
+    def configure_oneshot_module(self, training_module) -> FairDartsModule:
+        return FairDartsModule(
+            training_module,
+            arc_learning_rate=self.arc_learning_rate,
+            arc_betas=self.arc_betas,
+            arc_weight_decay=self.arc_weight_decay,
+            zero_one_weight=self.zero_one_weight,
+            zero_one_loss=self.zero_one_loss,
+            threshold=self.discretization.threshold,
+            single_level=self.single_level,
+            gradient_clip_val=self.gradient_clip_val,
+            log_prob_every_n_step=self.log_prob_every_n_step,
+            warmup_epochs=self.warmup_epochs,
+            history=self.history,
+        )
+
+    def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
+        if self.single_level:
+            return {"train": train_dataloader_fn()}
+        return super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
+
+    def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
+        return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
+
+    # -- result -----------------------------------------------------------------------------------------------------
+
+    def list_models(self, sort: bool = True, limit: int | None = 1):
+        """The derived model, once: NNI's exports go through here, and all agree with the threshold."""
+        self.oneshot_module.set_model(self.supernet)
+        sample = self.oneshot_module.export()
+        style = "darts" if self.discretization.rule == "darts" else "fairdarts"
+        yield DerivedModelSpace(self._original_space, self.model_space.evaluator, sample, style)
+
+
+class DerivedModelSpace(RawFormatModelSpace):
+    """One frozen model of NNI's kind whose ``sample`` may give a node none, one or more than two inputs."""
+
+    def __init__(self, model_space, evaluator, sample: dict, style: str = "fairdarts"):
+        super().__init__(model_space, evaluator)
+        self.sample = sample
+        self.style = style
+        self.status = ModelStatus.Frozen
+        self._model: weakref.ReferenceType | None = None
+
+    def executable_model(self) -> nn.Module:
+        """The derived network, with fresh weights; the same object as long as somebody holds it."""
+        model = self._model() if self._model is not None else None
+        if model is None:
+            if isinstance(self.model_space, NDS):
+                model = derive_network(self.model_space, self.sample, self.style)
+            else:
+                model = self.model_space.freeze(self.sample)
+            self._model = weakref.ref(model)
+        return model
+
+
+def register() -> None:
+    """Make the strategy importable as ``nni.nas.strategy.FairDARTS``."""
+    nni.nas.strategy.FairDARTS = FairDARTS
+
+
+def _check_images(space: NDS, inputs: tuple) -> None:
+    """Raise InputError, before a first step is taken, for images that the space's stem cannot take."""
+    images = inputs[0]
+    wanted = stem_channels(space)
+    if images.ndim != 4 or images.shape[1] != wanted:
+        raise InputError(
+            f"this space takes images (N, {wanted}, H, W), but the evaluator's loader gives {tuple(images.shape)}; for "
+            "another number of channels use nni_fairdarts.spaces.DARTS(in_channels=...)"
+        )
+    check_image_size(min(images.shape[-2:]), space.dataset)
+
+
+def _alpha_dtype(model: nn.Module) -> torch.dtype:
+    """float32, or float64 for a space in float64: half precision is too coarse for α."""
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return torch.promote_types(next(floating, torch.get_default_dtype()), torch.float32)
+
+
+def _at_least_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise InputError(f"{name} must be 0 or more, got {value}")
+
+
+def _more_than_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(f"{name} must be more than 0, got {value}")
+
+
+def _known(name: str, value: str, known) -> None:
+    if value not in known:
+        raise InputError(f"unknown {name} {value!r}; known: {', '.join(known)}")
