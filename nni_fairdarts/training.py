@@ -1,0 +1,65 @@
+"""Image classification as the published code trains it: the part of an evaluator that NNI hands to Lightning."""
+
+import torch
+import torchmetrics
+from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
+from torch import nn
+
+from nni_fairdarts.errors import require_finite
+
+
+class ImageTraining(SupervisedLearningModule):
+    """NNI's supervised module (``val_loss``, ``val_acc``, reports to NNI) with SGD and a cosine per epoch.
+
+    The loss is cross entropy, plus ``auxiliary_weight`` times that of the auxiliary logits where the network returns
+    them. ``drop_path_prob`` grows linearly from 0 over the epochs: epoch e of E trains with drop_path_prob · e / E.
+    Settings and schedules are those of DARTS (arXiv 1806.09055) and Fair DARTS (arXiv 1911.12126).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        learning_rate: float,
+        learning_rate_min: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 3e-4,
+        label_smoothing: float = 0.0,
+        auxiliary_weight: float = 0.0,
+        drop_path_prob: float = 0.0,
+    ):
+        accuracy = torchmetrics.Accuracy("multiclass", num_classes=num_classes)
+        super().__init__(nn.CrossEntropyLoss, {"acc": accuracy}, learning_rate, weight_decay, export_onnx=False)
+        # NNI keeps classes among the hyper-parameters; torch.load(weights_only=True) would refuse such a checkpoint.
+        self.hparams.clear()
+        self.learning_rate = learning_rate
+        self.learning_rate_min = learning_rate_min
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.training_criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.auxiliary_weight = auxiliary_weight
+        self.drop_path_prob = drop_path_prob
+
+    def on_train_epoch_start(self):
+        if self.drop_path_prob:
+            self.model.set_drop_path_prob(self.drop_path_prob * self.trainer.current_epoch / self.trainer.max_epochs)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self(x)
+        auxiliary = None
+        if isinstance(logits, tuple):
+            logits, auxiliary = logits
+        loss = self.training_criterion(logits, y)
+        if auxiliary is not None:
+            loss = loss + self.auxiliary_weight * self.training_criterion(auxiliary, y)
+        require_finite("train_loss", float(loss.detach()), self.trainer, batch_idx)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(
+            self.parameters(), self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        epochs = max(1, self.trainer.max_epochs)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=self.learning_rate_min)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
