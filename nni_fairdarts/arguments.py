@@ -1,0 +1,56 @@
+"""Between ``RunConfig`` and jsonargparse: flags, YAML files, and errors that list what is known."""
+
+import difflib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from nni_fairdarts.config import RunConfig, from_mapping
+from nni_fairdarts.errors import InputError
+
+_FIELDS = tuple(f.name for f in fields(RunConfig))
+
+
+def run_parser(**settings) -> ArgumentParser:
+    """A parser with ``--config``, ``--print_config`` and every field of ``RunConfig`` as a flag."""
+    parser = ArgumentParser(exit_on_error=False, **settings)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def run_config(parsed: Namespace) -> RunConfig:
+    """The configuration among parsed arguments. Raises InputError for values out of range."""
+    return from_mapping({key: value for key, value in parsed.as_dict().items() if key in _FIELDS})
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a YAML file. Raises InputError for a missing or broken file and unknown keys."""
+    parser = run_parser()
+    try:
+        return run_config(parser.parse_path(str(path)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (ArgumentError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"cannot read a configuration from {path}: {explain(error, parser)}") from error
+
+
+def explain(error: Exception, parser: ArgumentParser) -> str:
+    """What a parser complained about; where it did not know a name, the names it knows are added."""
+    text = re.sub(r"^Parser key ", "", str(error)).replace("<class 'float'>", "number").replace("typing.", "")
+    text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(text.split()))
+    unknown = re.search(
+        r"(?:does not accept option|unrecognized arguments:|Unrecognized arguments:|Key|key)\s+['\"]?-{0,2}([\w.]+)",
+        text,
+    )
+    if unknown and re.search(r"not accept|nrecognized|not expected|nexpected", text):
+        name = unknown.group(1)
+        known = [key for key in parser.get_defaults().as_flat().__dict__ if key != "config"]
+        near = difflib.get_close_matches(name, known, 1)
+        section = name.rpartition(".")[0]
+        shown = [key for key in known if section and key.startswith(f"{section}.")] or known
+        text += f"; unknown name {name!r}" + (f", did you mean {near[0]}?" if near else "")
+        text += f" Known: {', '.join(shown)}"
+    return text

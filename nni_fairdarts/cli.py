@@ -1,0 +1,156 @@
+"""``nni-fairdarts``: search, derive, retrain, or the three as one run."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from nni_fairdarts.arguments import explain, run_config, run_parser
+from nni_fairdarts.config import RunConfig, to_yaml
+from nni_fairdarts.errors import InputError, NonFiniteLoss
+
+# Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
+
+
+def _run(parsed: Namespace, config: RunConfig) -> None:
+    from nni_fairdarts import experiment
+
+    searched = experiment.search(config)
+    retrained = _retrain_searched(config)
+    print(experiment.summary(searched, retrained))
+
+
+def _search(parsed: Namespace, config: RunConfig) -> None:
+    from nni_fairdarts import experiment
+
+    searched = experiment.resume(Path(parsed.resume)) if parsed.resume else experiment.search(config)
+    print(experiment.summary(searched))
+
+
+def _retrain_searched(config: RunConfig) -> dict:
+    from nni_fairdarts import experiment
+    from nni_fairdarts.genotype import Genotype
+
+    return experiment.retrain(config, Genotype.load(config.folder / "genotype.json"), config.folder / "retrain")
+
+
+def _retrain(parsed: Namespace, config: RunConfig) -> None:
+    from nni_fairdarts import experiment
+    from nni_fairdarts.genotype import resolve
+
+    if parsed.run is None and parsed.genotype is None:
+        raise InputError("retrain needs a run's folder, or --genotype with a file, a published name or text")
+    folder = config.folder if parsed.run is None else Path(parsed.run) / (parsed.into or "retrain")
+    genotype = resolve(parsed.genotype or Path(parsed.run) / "genotype.json")
+    print(experiment.summary(retrained=experiment.retrain(config, genotype, folder)))
+
+
+def _derive(parsed: Namespace, config: None) -> None:
+    from nni_fairdarts import experiment
+
+    genotype = experiment.derive(Path(parsed.run), parsed.discretization, parsed.threshold)
+    print(genotype)
+    print(genotype.to_text())
+    if parsed.output:
+        if Path(parsed.output).exists():
+            raise InputError(f"{parsed.output} exists already; choose another --output")
+        genotype.save(parsed.output)
+        print(f"saved in {parsed.output}")
+
+
+def _search_parser() -> ArgumentParser:
+    parser = run_parser(description="Search, and derive the architecture.")
+    parser.add_argument("--resume", metavar="RUN", help="Go on with this run from its last finished epoch.")
+    return parser
+
+
+def _retrain_parser() -> ArgumentParser:
+    parser = run_parser(description="Train a derived network from scratch.")
+    parser.add_argument("run", nargs="?", help="Folder of a search: its configuration and genotype are used.")
+    parser.add_argument("--genotype", help="Instead of the run's: a file, a published name, or a published text.")
+    parser.add_argument("--into", help="Folder inside the run for the results; retrain by default.")
+    return parser
+
+
+def _derive_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, description="Derive a finished search again, without searching.")
+    parser.add_argument("run", help="Folder of a search, or one with normal_weight.npy and reduce_weight.npy.")
+    parser.add_argument("--threshold", type=float, help="A gate at or over it is kept; by default the run's.")
+    parser.add_argument("--discretization", help="sparse, edge or darts; by default the run's.")
+    parser.add_argument("--output", help="File for the genotype (JSON).")
+    return parser
+
+
+def _run_parser() -> ArgumentParser:
+    return run_parser(description="Search, derive and retrain.")
+
+
+COMMANDS = {
+    "run": (_run_parser, _run, "search, derive and retrain"),
+    "search": (_search_parser, _search, "search, and derive the architecture"),
+    "derive": (_derive_parser, _derive, "derive a finished search at another threshold or rule"),
+    "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a failed training, 2 for bad input."""
+    parser = ArgumentParser(prog="nni-fairdarts", exit_on_error=False, description=__doc__)
+    commands = parser.add_subcommands(required=True, dest="command")
+    parsers = {name: make() for name, (make, _, _) in COMMANDS.items()}
+    for name, (_, _, text) in COMMANDS.items():
+        commands.add_subcommand(name, parsers[name], help=text)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    known = parsers.get(arguments[0]) if arguments else None
+    try:
+        parsed = parser.parse_args(arguments)
+        command = parsed.command
+        values = parsed[command]
+        if command == "retrain" and values.run is not None:
+            values = _with_defaults_of(Path(values.run), arguments)
+        config = None if command == "derive" else run_config(values)
+    except (ArgumentError, InputError) as error:
+        return _complain(explain(error, known or parser))
+    _quieten()
+    try:
+        COMMANDS[command][1](values, config)
+    except InputError as error:
+        return _complain(str(error))
+    except NonFiniteLoss as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def _with_defaults_of(folder: Path, arguments: list[str]) -> Namespace:
+    """The arguments of ``retrain`` once more, with the run's configuration in place of the defaults."""
+    from nni_fairdarts.experiment.folder import run_of
+
+    config = run_of(folder)
+    parser = _retrain_parser()
+    parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
+    return parser.parse_args(arguments[1:])
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"nni-fairdarts: error: {message}", file=sys.stderr)
+    return code
+
+
+def _quieten() -> None:
+    """Keep the console for the progress bar and one line per epoch; errors and real warnings still show."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+    warnings.filterwarnings("ignore", module="nni")
+    import nni  # noqa: F401 (it sets its logger up when imported)
+
+    logging.getLogger("nni").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The settings of a run: dataclasses that a YAML file, the command line and Python all fill.
+
+Defaults are the published CIFAR-10 search and retraining (Fair DARTS, arXiv 1911.12126, and its code).
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+import yaml
+
+from nni_fairdarts.errors import InputError
+
+
+def _check(owner: str, ok: bool, name: str, value, expected: str) -> None:
+    if not ok:
+        raise InputError(f"{owner}.{name} must be {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how training images are varied.
+
+    Args:
+        name: digits, cifar10, cifar100, folder (ROOT/train/CLASS, ROOT/test/CLASS) or module:function.
+        root: folder of the data set.
+        download: let torchvision fetch CIFAR when it is not in root.
+        image_size: side in pixels that images are resized to; unset keeps theirs, a folder needs it.
+        crop_padding: zeros around a training image before a random crop to its own size; 0 for no crop.
+        flip: mirror half of the training images.
+        workers: loader processes; 0 loads in the main process.
+    """
+
+    name: str = "cifar10"
+    root: str = "data"
+    download: bool = False
+    image_size: Optional[int] = None  # noqa: UP045 (jsonargparse shows it better)
+    crop_padding: int = 4
+    flip: bool = True
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """NNI's DARTS space.
+
+    Args:
+        width: channels of the first cells.
+        num_cells: cells in a row; the reduction cells are at 1/3 and 2/3 of the depth.
+        dataset: the stem, cifar (keeps the resolution) or imagenet (an eighth of it remains).
+    """
+
+    width: int = 16
+    num_cells: int = 8
+    dataset: Literal["cifar", "imagenet"] = "cifar"
+
+    def __post_init__(self):
+        _check("space", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
+        _check("space", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The bilevel search.
+
+    Args:
+        epochs: passes over the weights' half of the training set.
+        batch_size: images per step, for weights and α alike.
+        learning_rate: of SGD at the start.
+        learning_rate_min: of SGD at the end of its cosine.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        gradient_clip_val: bound on the norm of the weights' gradient; 0 for none.
+        cutout: side of the blanked square in training images, in pixels; 0 for none.
+        train_portion: share of the training set for the weights; α learns from the rest.
+        arc_learning_rate: Adam's for α.
+        arc_betas: Adam's for α.
+        arc_weight_decay: Adam's for α.
+        zero_one_weight: weight of the zero-one loss.
+        zero_one_loss: l2 (the method), l1 (the paper's negative example) or none.
+        threshold: a gate at or over it is kept.
+        discretization: sparse (the method), edge or darts.
+        alpha_init: where every α starts; 0 is a gate of one half.
+        single_level: one batch updates weights and α.
+        warmup_epochs: epochs at the start in which α rests.
+        candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 0.005
+    learning_rate_min: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip_val: float = 5.0
+    cutout: int = 0
+    train_portion: float = 0.5
+    arc_learning_rate: float = 3e-3
+    arc_betas: tuple[float, float] = (0.9, 0.999)
+    arc_weight_decay: float = 1e-3
+    zero_one_weight: float = 10.0
+    zero_one_loss: Literal["l2", "l1", "none"] = "l2"
+    threshold: float = 0.85
+    discretization: Literal["sparse", "edge", "darts"] = "sparse"
+    alpha_init: float = 0.0
+    single_level: bool = False
+    warmup_epochs: int = 0
+    candidate_norm: Literal["paper", "space"] = "paper"
+
+    def __post_init__(self):
+        _check_sgd("search", self)
+        _check(
+            "search", 0 < self.train_portion < 1, "train_portion", self.train_portion, "in (0, 1); the paper uses 0.5"
+        )
+        for name in ("arc_weight_decay", "zero_one_weight", "warmup_epochs"):
+            value = getattr(self, name)
+            _check("search", value >= 0, name, value, "0 or more")
+        _check("search", self.arc_learning_rate > 0, "arc_learning_rate", self.arc_learning_rate, "more than 0")
+        _check("search", all(0 <= b < 1 for b in self.arc_betas), "arc_betas", self.arc_betas, "two numbers in [0, 1)")
+        _check("search", 0 < self.threshold < 1, "threshold", self.threshold, "in (0, 1); the paper uses 0.85")
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Training of the derived network from scratch, on the whole training set.
+
+    Args:
+        width: channels of the first cells.
+        num_cells: cells in a row.
+        epochs: passes over the training set.
+        batch_size: images per step.
+        learning_rate: of SGD at the start.
+        learning_rate_min: of SGD at the end of its cosine.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        gradient_clip_val: bound on the gradient's norm; 0 for none.
+        cutout: side of the blanked square in training images, in pixels; 0 for none.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 for no head (it needs images of 32 or 224 pixels).
+        drop_path_prob: probability that a path is dropped in the last epoch; it grows linearly from 0.
+        label_smoothing: of the cross entropy.
+    """
+
+    width: int = 36
+    num_cells: int = 20
+    epochs: int = 600
+    batch_size: int = 96
+    learning_rate: float = 0.025
+    learning_rate_min: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip_val: float = 5.0
+    cutout: int = 16
+    auxiliary_weight: float = 0.4
+    drop_path_prob: float = 0.2
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        _check("retrain", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
+        _check("retrain", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
+        _check_sgd("retrain", self)
+        _check("retrain", self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "0 or more")
+        for name in ("drop_path_prob", "label_smoothing"):
+            _check("retrain", 0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+
+
+def _check_sgd(owner: str, config) -> None:
+    for name in ("epochs", "batch_size"):
+        _check(owner, getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    _check(owner, config.learning_rate > 0, "learning_rate", config.learning_rate, "more than 0")
+    for name in ("learning_rate_min", "weight_decay", "gradient_clip_val", "cutout"):
+        _check(owner, getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    _check(owner, 0 <= config.momentum < 1, "momentum", config.momentum, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a search, what it derives, and its retraining.
+
+    Args:
+        name: the run's folder is RUNS/NAME.
+        runs: folder that holds the runs.
+        seed: of everything random.
+        device: auto, cpu or cuda.
+        data: see DataConfig.
+        space: see SpaceConfig.
+        search: see SearchConfig.
+        retrain: see RetrainConfig.
+    """
+
+    name: str = "search"
+    runs: str = "runs"
+    seed: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+
+    def __post_init__(self):
+        _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
+        plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
+        _check("run", bool(plain), "name", repr(self.name), "a folder's name without slashes")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs) / self.name
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML; a ``--config`` file."""
+    values = dataclasses.asdict(config)
+    values["search"]["arc_betas"] = list(config.search.arc_betas)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def from_mapping(values: dict) -> RunConfig:
+    """The configuration in nested mappings of values of the right types; keys left out have their defaults."""
+    sections = {"data": DataConfig, "space": SpaceConfig, "search": SearchConfig, "retrain": RetrainConfig}
+    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in values.items()})

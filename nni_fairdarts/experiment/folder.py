@@ -1,0 +1,60 @@
+"""A run's folder: ``config.yaml``, ``history.jsonl``, ``checkpoints/``, ``tensorboard/``, genotype and result."""
+
+import json
+import os
+from pathlib import Path
+
+from nni_fairdarts.arguments import read_config
+from nni_fairdarts.config import RunConfig, to_yaml
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.history import read_history
+
+
+def create(folder: Path, hint: str) -> Path:
+    """Make a new, empty ``folder``; InputError, ending in ``hint``, where something is there or it cannot be made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already, and a run is never overwritten; {hint}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror}; choose a place that you may write to with --runs"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write into {folder}: permission denied; choose another place with --runs")
+    return folder
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    write_text(folder / "config.yaml", to_yaml(config))
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def run_of(folder: Path) -> RunConfig:
+    """The configuration of an existing run. Raises InputError where ``folder`` is none."""
+    if not folder.is_dir():
+        raise InputError(f"there is no run folder {folder}; give the folder of a search, such as runs/NAME")
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"{folder} is no run folder: it has no config.yaml; give the folder of a search, such as runs/NAME"
+        )
+    return read_config(folder / "config.yaml")
+
+
+def last_gates(folder: Path) -> dict:
+    """The last epoch of a run's history. Raises InputError where no epoch was finished."""
+    path = folder / "history.jsonl"
+    records = read_history(path) if path.is_file() else []
+    if not records:
+        raise InputError(f"{path} holds no finished epoch, so there are no gates to derive from; let the search run")
+    return records[-1]
