@@ -120,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error))
     except NonFiniteLoss as error:
         return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("stopped by the keyboard; what finished epochs computed is in the run folder", 130)
     return 0
 
 

@@ -167,7 +167,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 raise InputError(
                     f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
                     f"{type(model).__name__} has one of its own at {name!r}: only the hub tells how the next "
-                    "cell narrows when nodes are dropped. Use LayerChoice, or derive your space from nni.nas.hub.pytorch.nasnet.NDS"
+                    "cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
+                    "nni.nas.hub.pytorch.nasnet.NDS"
                 )
 
     def run_hook(self, hook, name, module, memo):

@@ -116,14 +116,14 @@ def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path |
     )
     evaluator = Lightning(
         training,
-        _trainer(config, folder, settings.epochs, monitor=None),
+        _trainer(config, folder, settings.epochs),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
         fit_kwargs={} if checkpoint is None else {"ckpt_path": str(checkpoint)},
     )
     experiment = NasExperiment(space, evaluator, strategy)
-    experiment.run()
     try:
+        experiment.run()
         (model,) = experiment.export_top_models()
     finally:
         experiment.stop()
@@ -149,7 +149,7 @@ def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path |
     return result
 
 
-def _trainer(config: RunConfig, folder: Path, epochs: int, monitor: str | None, **options):
+def _trainer(config: RunConfig, folder: Path, epochs: int, **options):
     checkpoints = ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="epoch{epoch:03d}", auto_insert_metric_name=False, save_last=True
     )
@@ -238,7 +238,7 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
         settings.auxiliary_weight,
         settings.drop_path_prob,
     )
-    trainer = _trainer(config, folder, settings.epochs, None, gradient_clip_val=settings.gradient_clip_val or None)
+    trainer = _trainer(config, folder, settings.epochs, gradient_clip_val=settings.gradient_clip_val or None)
     evaluator = Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)
     evaluator.evaluate(network)
     network.cpu()
