@@ -1,21 +1,32 @@
-"""FairDARTS for Microsoft NNI: see README.md."""
+"""FairDARTS for Microsoft NNI: see README.md.
 
-from nni_fairdarts.discretize import Discretization, discretize
-from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import Edge, Genotype
-from nni_fairdarts.network import DerivedNetwork, derive_network
-from nni_fairdarts.published import load_published
-from nni_fairdarts.strategy import FairDARTS, register
+Importing the package changes nothing in the process and loads neither torch nor NNI; the names below load what they
+need when they are first used.
+"""
 
-__all__ = [
-    "DerivedNetwork",
-    "Discretization",
-    "Edge",
-    "FairDARTS",
-    "Genotype",
-    "InputError",
-    "derive_network",
-    "discretize",
-    "load_published",
-    "register",
-]
+from importlib import import_module
+
+_PLACES = {
+    "DerivedNetwork": "network",
+    "Discretization": "discretize",
+    "Edge": "genotype",
+    "FairDARTS": "strategy",
+    "Genotype": "genotype",
+    "InputError": "errors",
+    "NonFiniteLoss": "errors",
+    "derive_network": "network",
+    "load_published": "published",
+    "register": "strategy",
+}
+
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__():
+    return __all__

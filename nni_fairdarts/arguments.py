@@ -15,7 +15,7 @@ _FIELDS = tuple(f.name for f in fields(RunConfig))
 
 def run_parser(**settings) -> ArgumentParser:
     """A parser with ``--config``, ``--print_config`` and every field of ``RunConfig`` as a flag."""
-    parser = ArgumentParser(exit_on_error=False, **settings)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **settings)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     parser.add_class_arguments(RunConfig)
     return parser

@@ -16,9 +16,11 @@ from nni_fairdarts.errors import InputError, NonFiniteLoss
 
 def _run(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts import experiment
+    from nni_fairdarts.genotype import Genotype
 
     searched = experiment.search(config)
-    retrained = _retrain_searched(config)
+    genotype = Genotype.load(config.folder / "genotype.json")
+    retrained = experiment.retrain(config, genotype, config.folder / "retrain")
     print(experiment.summary(searched, retrained))
 
 
@@ -27,13 +29,6 @@ def _search(parsed: Namespace, config: RunConfig) -> None:
 
     searched = experiment.resume(Path(parsed.resume)) if parsed.resume else experiment.search(config)
     print(experiment.summary(searched))
-
-
-def _retrain_searched(config: RunConfig) -> dict:
-    from nni_fairdarts import experiment
-    from nni_fairdarts.genotype import Genotype
-
-    return experiment.retrain(config, Genotype.load(config.folder / "genotype.json"), config.folder / "retrain")
 
 
 def _retrain(parsed: Namespace, config: RunConfig) -> None:
@@ -50,12 +45,12 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
 def _derive(parsed: Namespace, config: None) -> None:
     from nni_fairdarts import experiment
 
+    if parsed.output and Path(parsed.output).exists():
+        raise InputError(f"{parsed.output} exists already; choose another --output")
     genotype = experiment.derive(Path(parsed.run), parsed.discretization, parsed.threshold)
     print(genotype)
     print(genotype.to_text())
     if parsed.output:
-        if Path(parsed.output).exists():
-            raise InputError(f"{parsed.output} exists already; choose another --output")
         genotype.save(parsed.output)
         print(f"saved in {parsed.output}")
 
@@ -75,7 +70,9 @@ def _retrain_parser() -> ArgumentParser:
 
 
 def _derive_parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Derive a finished search again, without searching.")
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description="Derive a finished search again, without searching."
+    )
     parser.add_argument("run", help="Folder of a search, or one with normal_weight.npy and reduce_weight.npy.")
     parser.add_argument("--threshold", type=float, help="A gate at or over it is kept; by default the run's.")
     parser.add_argument("--discretization", help="sparse, edge or darts; by default the run's.")
@@ -97,12 +94,12 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failed training, 2 for bad input."""
-    parser = ArgumentParser(prog="nni-fairdarts", exit_on_error=False, description=__doc__)
+    parser = ArgumentParser(prog="nni-fairdarts", exit_on_error=False, allow_abbrev=False, description=__doc__)
     commands = parser.add_subcommands(required=True, dest="command")
     parsers = {name: make() for name, (make, _, _) in COMMANDS.items()}
     for name, (_, _, text) in COMMANDS.items():
         commands.add_subcommand(name, parsers[name], help=text)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
     known = parsers.get(arguments[0]) if arguments else None
     try:
         parsed = parser.parse_args(arguments)
@@ -123,6 +120,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("stopped by the keyboard; what finished epochs computed is in the run folder", 130)
     return 0
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """The same arguments with --config right behind the command, so that flags win over the file wherever they stand."""
+    files, others, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config" and rest:
+            files += [argument, rest.pop(0)]
+        elif argument.startswith("--config="):
+            files.append(argument)
+        else:
+            others.append(argument)
+    return others[:1] + files + others[1:]
 
 
 def _with_defaults_of(folder: Path, arguments: list[str]) -> Namespace:

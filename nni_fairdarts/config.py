@@ -13,9 +13,9 @@ import yaml
 from nni_fairdarts.errors import InputError
 
 
-def _check(owner: str, ok: bool, name: str, value, expected: str) -> None:
+def _check(owner: str, ok: bool, name: str, value, expected: str, hint: str = "") -> None:
     if not ok:
-        raise InputError(f"{owner}.{name} must be {expected}, got {value}")
+        raise InputError(f"{owner}.{name} must be {expected}, got {value}{hint}")
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,19 @@ class SearchConfig:
     def __post_init__(self):
         _check_sgd("search", self)
         _check(
-            "search", 0 < self.train_portion < 1, "train_portion", self.train_portion, "in (0, 1); the paper uses 0.5"
+            "search",
+            0 < self.train_portion < 1,
+            "train_portion",
+            self.train_portion,
+            "in (0, 1)",
+            "; the paper uses 0.5",
         )
         for name in ("arc_weight_decay", "zero_one_weight", "warmup_epochs"):
             value = getattr(self, name)
             _check("search", value >= 0, name, value, "0 or more")
         _check("search", self.arc_learning_rate > 0, "arc_learning_rate", self.arc_learning_rate, "more than 0")
         _check("search", all(0 <= b < 1 for b in self.arc_betas), "arc_betas", self.arc_betas, "two numbers in [0, 1)")
-        _check("search", 0 < self.threshold < 1, "threshold", self.threshold, "in (0, 1); the paper uses 0.85")
+        _check("search", 0 < self.threshold < 1, "threshold", self.threshold, "in (0, 1)", "; the paper uses 0.85")
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,14 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def from_mapping(values: dict) -> RunConfig:
-    """The configuration in nested mappings of values of the right types; keys left out have their defaults."""
+    """The configuration in nested mappings of values of the right types; keys left out have their defaults.
+
+    Raises InputError where a section is no mapping, and for values out of range.
+    """
     sections = {"data": DataConfig, "space": SpaceConfig, "search": SearchConfig, "retrain": RetrainConfig}
-    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in values.items()})
+    built = dict(values)
+    for key in sections.keys() & values.keys():
+        if not isinstance(values[key], dict):
+            raise InputError(f"{key} must be a section with settings of its own, got {values[key]!r}")
+        built[key] = sections[key](**values[key])
+    return RunConfig(**built)

@@ -41,7 +41,9 @@ def search(config: RunConfig) -> dict:
     """
     images = load_images(config)
     loaders = search_loaders(config, images)
-    folder = run_folder.create(config.folder, f"give another --name, or go on with it: --resume {config.folder}")
+    folder = run_folder.create(
+        config.folder, f"give another --name, or go on with it: nni-fairdarts search --resume {config.folder}"
+    )
     run_folder.write_config(folder, config)
     return _search(config, images, loaders, folder, None)
 
@@ -65,11 +67,13 @@ def resume(folder: Path) -> dict:
 
 
 def load_images(config: RunConfig) -> image_data.ImageData:
-    """The configured data set. Raises InputError where it is not there or its images do not fit the stem."""
+    """The configured data set. Raises InputError where it, or the device, is not there, or images do not fit."""
     images = image_data.load(
         config.data.name, config.data.root, config.data.download, config.data.image_size, config.seed
     )
     check_image_size(images.image_size, config.space.dataset)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch sees no CUDA device here; use --device auto or cpu")
     return images
 
 
@@ -225,7 +229,7 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
         auxiliary_loss=settings.auxiliary_weight > 0,
         image_size=images.image_size,
     )
-    run_folder.create(folder, "give another --name, or derive and retrain under a new folder")
+    run_folder.create(folder, "give another --name, or for a run another --into")
     run_folder.write_config(folder, config)
     genotype.save(folder / "genotype.json")
     training = ImageTraining(

@@ -1,0 +1,305 @@
+"""The command line as a user meets it: whole small jobs on digits, and what it says to bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from reference import OPERATIONS, kept
+
+from nni_fairdarts.cli import main
+from nni_fairdarts.genotype import Genotype, published
+from nni_fairdarts.history import read_history
+from nni_fairdarts.network import DerivedNetwork, count_parameters
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = {
+    "device": "cpu",
+    "data": {"name": "digits", "flip": False, "crop_padding": 1},
+    "space": {"width": 2, "num_cells": 3},
+    "search": {"epochs": 2, "batch_size": 300, "arc_learning_rate": 0.5, "learning_rate": 0.05},
+    "retrain": {
+        "width": 2, "num_cells": 3, "epochs": 1, "batch_size": 300, "cutout": 0, "auxiliary_weight": 0,
+        "drop_path_prob": 0.1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The path of a tiny configuration, with runs under the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one finished tiny run: searched, derived, retrained."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "--config", "tiny.yaml", "--name", "whole"]) == 0
+    return folder / "runs" / "whole"
+
+
+def copied(run: Path, into: Path) -> Path:
+    """A copy of a run without its results of retraining."""
+    target = into / "copy"
+    target.mkdir()
+    for name in ("config.yaml", "history.jsonl", "genotype.json", "normal_weight.npy", "reduce_weight.npy"):
+        (target / name).write_bytes((run / name).read_bytes())
+    return target
+
+
+# -- whole jobs -----------------------------------------------------------------------------------------------------
+
+
+def test_run_leaves_everything_in_its_folder(finished, capsys):
+    history = read_history(finished / "history.jsonl")
+    result = json.loads((finished / "result.json").read_text())
+    genotype = Genotype.load(finished / "genotype.json")
+    assert [record["epoch"] for record in history] == [0, 1]
+    assert result["supernet_accuracy"] == history[-1]["val_acc"]
+    assert result["decided_gates"] == history[-1]["decided_gates"]
+    assert result["genotype"] == genotype.to_json()
+    assert Genotype.from_sample(result["nni_sample"]).to_json() == genotype.to_json()
+    assert yaml.safe_load((finished / "config.yaml").read_text())["search"]["epochs"] == 2
+    assert list((finished / "checkpoints").glob("last.ckpt"))
+    assert list((finished / "tensorboard").glob("events*"))
+    for kind in ("normal", "reduce"):
+        np.testing.assert_array_equal(np.load(finished / f"{kind}_weight.npy"), history[-1]["gates"][kind])
+
+    retrained = json.loads((finished / "retrain" / "result.json").read_text())
+    network = DerivedNetwork(genotype, 2, 3, 10, 1)
+    weights = torch.load(finished / "retrain" / "network.pt", weights_only=True)
+    network.load_state_dict(weights)
+    assert retrained["parameters"] == count_parameters(network)
+    assert accuracy_on_digits(network) == pytest.approx(retrained["test_accuracy"], abs=1e-6)
+    torch.load(finished / "retrain" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def accuracy_on_digits(network) -> float:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    _, images, _, labels = train_test_split(
+        digits.images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
+    )
+    pixels = np.round(images * 255 / 16) / 255
+    inputs = torch.tensor((pixels - 0.305434) / 0.375957, dtype=torch.float32).unsqueeze(1)
+    with torch.no_grad():
+        predicted = network.eval()(inputs).argmax(1).numpy()
+    return float((predicted == labels).mean())
+
+
+@pytest.mark.parametrize(("rule", "threshold"), [("sparse", 0.6), ("edge", 0.7), ("darts", 0.85)])
+def test_derive_again_at_another_rule_and_threshold(finished, capsys, rule, threshold, tmp_path):
+    out = tmp_path / "again.json"
+    arguments = ["--threshold", str(threshold), "--discretization", rule, "--output", str(out)]
+    assert main(["derive", str(finished), *arguments]) == 0
+    found = Genotype.load(out)
+    gates = read_history(finished / "history.jsonl")[-1]["gates"]
+    for kind in ("normal", "reduce"):
+        naive = kept(gates[kind], rule, threshold, OPERATIONS)
+        assert [(e.operation, e.node, e.source) for e in getattr(found, kind)] == naive
+    assert found.to_text() in capsys.readouterr().out
+    assert main(["derive", str(finished), *arguments]) == 2
+    assert f"{out} exists already; choose another --output" in capsys.readouterr().err
+
+
+def test_derive_from_the_authors_files(finished, tmp_path, capsys):
+    for kind in ("normal", "reduce"):
+        (tmp_path / f"{kind}_weight.npy").write_bytes((finished / f"{kind}_weight.npy").read_bytes())
+    assert main(["derive", str(tmp_path), "--threshold", "0.6"]) == 0
+    from_files = capsys.readouterr().out
+    assert main(["derive", str(finished), "--threshold", "0.6"]) == 0
+    assert capsys.readouterr().out == from_files
+
+
+def test_retrain_of_a_run_takes_its_configuration_and_flags_over_it(finished, tmp_path, capsys):
+    run = copied(finished, tmp_path)
+    flags = ["--retrain.batch_size", "400", "--genotype", "FairDARTS_b", "--into", "b"]
+    assert main(["retrain", str(run), *flags]) == 0
+    config = yaml.safe_load((run / "b" / "config.yaml").read_text())
+    assert config["retrain"]["batch_size"] == 400
+    assert config["data"]["name"] == "digits"
+    assert Genotype.load(run / "b" / "genotype.json") == published("FairDARTS_b")
+    assert "derived accuracy" in capsys.readouterr().out
+
+
+def test_same_seed_same_numbers(finished, tiny, tmp_path):
+    assert main(["search", "--config", tiny, "--name", "twin"]) == 0
+    first, second = (read_history(p / "history.jsonl") for p in (finished, tmp_path / "runs" / "twin"))
+    for a, b in zip(first, second, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_resume_after_a_kill(tiny, tmp_path, capsys):
+    command = [sys.executable, "-m", "nni_fairdarts.cli", "search", "--config", tiny, "--search.epochs", "3"]
+    process = subprocess.Popen([*command, "--name", "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = tmp_path / "runs" / "killed"
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert not (run / "result.json").exists()
+    assert main(["search", "--config", tiny, "--name", "killed"]) == 2
+    assert f"go on with it: nni-fairdarts search --resume {Path('runs') / 'killed'}" in capsys.readouterr().err
+    assert main(["search", "--resume", str(run)]) == 0
+    assert [record["epoch"] for record in read_history(run / "history.jsonl")] == [0, 1, 2]
+    assert main(["search", "--resume", str(run)]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_an_exploding_loss_stops_the_run(tiny, tmp_path, capsys):
+    flags = ["--search.learning_rate", "1e30", "--search.gradient_clip_val", "0", "--name", "exploding"]
+    assert main(["search", "--config", tiny, *flags]) == 1
+    error = capsys.readouterr().err
+    assert "nni-fairdarts: error: " in error
+    assert "_loss is " in error
+    assert "in epoch 0, batch " in error
+    assert "Traceback" not in error
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+BAD_FLAGS = {
+    "--serch.epochs 2": "unknown name 'serch.epochs', did you mean search.epochs? Known: name, runs, seed",
+    "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.epochs, search.batch",
+    "--search.epochs two": "search.epochs",
+    "--search.zero_one_loss l3": "Literal['l2', 'l1', 'none']",
+    "--search.threshold 1.5": "search.threshold must be in (0, 1), got 1.5; the paper uses 0.85",
+    "--search.zero_one_weight -1": "search.zero_one_weight must be 0 or more, got -1.0",
+    "--search.arc_learning_rate 0": "search.arc_learning_rate must be more than 0, got 0.0",
+    "--search.train_portion 1": "search.train_portion must be in (0, 1), got 1.0",
+    "--search.batch_size 900": "batch_size 900 is larger than the 718 images of the weights' half; at most 718 works",
+    "--search.batch_size 0": "search.batch_size must be at least 1, got 0",
+    "--search.cutout 8": "cutout must be smaller than the images' 8 pixels",
+    "--space.width 3": "space.width must be an even number, at least 2, got 3",
+    "--space.num_cells 2": "space.num_cells must be at least 3",
+    "--space.dataset imagenet": "images of 8×8 are too small for the imagenet stem",
+    "--data.image_size 3": "images of 3×3 are too small for the cifar stem and two reduction cells",
+    "--data.name digit": "unknown data set 'digit'; known: digits, cifar10, cifar100, folder, or module:function",
+    "--data.name cifar10": "cifar-10-python.tar.gz",
+    "--data.name cifar100": "cifar-100-python.tar.gz",
+    "--data.name folder": "needs image_size",
+    "--name a/b": "a folder's name without slashes",
+    "--runs taken": "cannot make the folder taken/search",
+    "--seed -1": "run.seed must be 0 or more",
+    "--config nothere.yaml": "nothere.yaml",
+    "--resume runs/nothere": "there is no run folder runs/nothere",
+}
+if not torch.cuda.is_available():
+    BAD_FLAGS["--device cuda"] = "torch sees no CUDA device here; use --device auto or cpu"
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_flags(tiny, tmp_path, capsys, flags):
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    assert main(["search", "--config", tiny, *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nni-fairdarts: error: ")
+    assert BAD_FLAGS[flags] in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists(), "something was written before the error"
+
+
+BAD_FILES = {
+    "serach: {epochs: 2}": "unknown name 'serach.epochs', did you mean search.epochs?",
+    "search: {epoch: 2}": "Known: search.epochs, search.batch_size",
+    "search: {epochs: 2": "Problems parsing config",
+    "search: 3": "search",
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_bad_configuration_files(tmp_path, capsys, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(text)
+    assert main(["search", "--config", "bad.yaml"]) == 2
+    assert BAD_FILES[text] in capsys.readouterr().err
+
+
+BAD_RETRAININGS = {
+    "": "retrain needs a run's folder, or --genotype",
+    "--genotype FairDART_a": "known names: FairDARTS_a",
+    "--genotype newer.json": "upgrade nni-fairdarts",
+    "--genotype broken.json": "broken.json holds no genotype",
+    "--genotype strange.json": "unknown operation 'conv_9x9'; known: max_pool_3x3",
+    "--genotype empty.json": "the normal cell of this genotype keeps no operation that its inputs reach",
+    "--genotype FairDARTS_a --retrain.auxiliary_weight 0.4": "needs a map of 8×8",
+    "--genotype FairDARTS_a --retrain.cutout 16": "cutout must be smaller than the images' 8 pixels",
+    "runs/nothere": "there is no run folder runs/nothere",
+    "emptied": "is no run folder: it has no config.yaml",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_RETRAININGS)
+def test_bad_retrainings(tiny, tmp_path, capsys, flags):
+    (tmp_path / "emptied").mkdir()
+    genotype = published("FairDARTS_a").to_json()
+    (tmp_path / "newer.json").write_text(json.dumps({**genotype, "version": 2}))
+    (tmp_path / "broken.json").write_text('{"version": 1, ')
+    (tmp_path / "strange.json").write_text(json.dumps({**genotype, "normal": [["conv_9x9", 2, 0]]}))
+    (tmp_path / "empty.json").write_text(json.dumps({**genotype, "normal": [["skip_connect", 3, 2]]}))
+    assert main(["retrain", *flags.split(), "--config", tiny]) == 2
+    assert BAD_RETRAININGS[flags] in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+BAD_DERIVATIONS = {
+    "--threshold 2": "threshold must be in (0, 1), got 2.0; the paper uses 0.85",
+    "--threshold high": "threshold",
+    "--discretization spars": "unknown rule 'spars'; known: darts, sparse, edge",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_DERIVATIONS)
+def test_bad_derivations(finished, capsys, flags):
+    assert main(["derive", str(finished), *flags.split()]) == 2
+    assert BAD_DERIVATIONS[flags] in capsys.readouterr().err
+
+
+def test_folders_that_hold_no_gates(tmp_path, capsys):
+    assert main(["derive", str(tmp_path)]) == 2
+    assert "nor one with normal_weight.npy and reduce_weight.npy" in capsys.readouterr().err
+    np.save(tmp_path / "normal_weight.npy", np.array([{"pickled": 1}], dtype=object), allow_pickle=True)
+    assert main(["derive", str(tmp_path)]) == 2
+    assert "cannot read gates from" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_never_overwritten(finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    arguments = ["--config", str(finished.parent.parent / "tiny.yaml"), "--runs", str(finished.parent)]
+    assert main(["search", *arguments, "--name", finished.name]) == 2
+    assert "a run is never overwritten; give another --name" in capsys.readouterr().err
+    assert main(["retrain", str(finished)]) == 2
+    assert "for a run another --into" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "folder"])
+def test_every_recipe_is_read(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["search", "--config", str(EXAMPLES / f"{name}.yaml"), "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["name"] == name
+    if name == "cifar10":  # the published settings are the defaults
+        with pytest.raises(SystemExit):
+            main(["search", "--print_config"])
+        defaults = yaml.safe_load(capsys.readouterr().out)
+        for section in ("space", "search", "retrain"):
+            assert printed[section] == defaults[section]
