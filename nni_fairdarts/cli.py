@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _config_first(arguments: list[str]) -> list[str]:
-    """The same arguments with --config right behind the command, so that flags win over the file wherever they stand."""
+    """The same arguments with --config right behind the command: flags win over the file wherever they stand."""
     files, others, rest = [], [], list(arguments)
     while rest:
         argument = rest.pop(0)

@@ -1,0 +1,82 @@
+"""Who may import whom: a module imports only from lower layers. README's table says what each owns."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "nni_fairdarts"
+LAYERS = {
+    "errors": 0,
+    "_nni": 0,
+    "genotype": 1,
+    "config": 1,
+    "gates": 1,
+    "history": 1,
+    "discretize": 2,
+    "arguments": 2,
+    "spaces": 2,
+    "supernet": 3,
+    "network": 3,
+    "data": 3,
+    "training": 3,
+    "published": 4,
+    "search": 4,
+    "strategy": 5,
+    "experiment": 6,
+    "cli": 7,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules, and of the names from modules, that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_come_from_lower_layers(path):
+    own = room(path)
+    if own == "__init__":
+        return
+    for name in imported(path):
+        if name.startswith("nni_fairdarts."):
+            other = name.split(".")[1]
+            assert other == own or LAYERS[other] < LAYERS[own], f"{own} imports {other}"
+        if own != "_nni":
+            assert not name.startswith("nni.nas.oneshot"), f"{own} imports {name}; take it through _nni.py"
+
+
+def test_every_room_has_its_layer_and_its_line_in_the_readme():
+    rooms = {room(path) for path in FILES} - {"__init__"}
+    assert rooms == LAYERS.keys()
+    readme = (PACKAGE.parent / "README.md").read_text()
+    for name in rooms:
+        assert f"`{name}/`" in readme or f"`{name}.py`" in readme, f"README's table lacks {name}"
+
+
+def test_importing_the_package_loads_neither_torch_nor_nni():
+    code = "import sys, nni_fairdarts; print({'torch', 'nni', 'numpy'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_public_name_is_there():
+    import nni_fairdarts
+
+    for name in nni_fairdarts.__all__:
+        assert getattr(nni_fairdarts, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'fairdarts'"):
+        _ = nni_fairdarts.fairdarts
