@@ -1,6 +1,7 @@
 """``nni-fairdarts``: search, derive, retrain, or the three as one run."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -111,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ArgumentError, InputError) as error:
         return _complain(explain(error, known or parser))
     _quieten()
+    sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
     try:
         COMMANDS[command][1](values, config)
     except InputError as error:

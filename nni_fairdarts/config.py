@@ -187,6 +187,8 @@ class RunConfig:
         runs: folder that holds the runs.
         seed: of everything random.
         device: auto, cpu or cuda.
+        threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
+            machine, and many times faster beside other work, where threads wait for each other.
         data: see DataConfig.
         space: see SpaceConfig.
         search: see SearchConfig.
@@ -197,6 +199,7 @@ class RunConfig:
     runs: str = "runs"
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Optional[int] = None  # noqa: UP045
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -204,6 +207,7 @@ class RunConfig:
 
     def __post_init__(self):
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
+        _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
         _check("run", bool(plain), "name", repr(self.name), "a folder's name without slashes")
 

@@ -21,6 +21,7 @@ from nni_fairdarts.network import DerivedNetwork, count_parameters
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "device": "cpu",
+    "threads": 1,
     "data": {"name": "digits", "flip": False, "crop_padding": 1},
     "space": {"width": 2, "num_cells": 3},
     "search": {"epochs": 2, "batch_size": 300, "arc_learning_rate": 0.5, "learning_rate": 0.05},
@@ -137,6 +138,53 @@ def test_retrain_of_a_run_takes_its_configuration_and_flags_over_it(finished, tm
     assert "derived accuracy" in capsys.readouterr().out
 
 
+def test_published_retraining_settings_on_images_of_32_pixels(tiny, capsys, tmp_path):
+    flags = "--data.image_size 32 --retrain.auxiliary_weight 0.4 --retrain.cutout 16 --retrain.drop_path_prob 0.2"
+    flags += " --retrain.epochs 2 --retrain.num_cells 5 --retrain.batch_size 479 --name published"
+    assert main(["retrain", "--config", tiny, "--genotype", "DARTS_V2", *flags.split()]) == 0
+    weights = torch.load(tmp_path / "runs" / "published" / "network.pt", weights_only=True)
+    assert weights["auxiliary_head.classifier.weight"].shape == (10, 768)
+
+
+def folder_of_digits(root: Path, size: int = 16) -> None:
+    """An image folder of three digits, a few dozen images each."""
+    from sklearn.datasets import load_digits
+    from torchvision.transforms.functional import resize
+    from torchvision.utils import save_image
+
+    digits = load_digits()
+    for label in (0, 1, 7):
+        for number, image in enumerate(digits.images[digits.target == label][:40]):
+            path = root / ("test" if number < 10 else "train") / f"digit{label}"
+            path.mkdir(parents=True, exist_ok=True)
+            save_image(resize(torch.tensor(image[None] / 16), [size, size]), path / f"{number}.png")
+
+
+def test_a_folder_of_images_and_a_function_of_the_user(tiny, tmp_path, capsys):
+    folder_of_digits(tmp_path / "images")
+    flags = "--data.name folder --data.root images --data.image_size 16 --search.batch_size 45 --search.epochs 1"
+    flags += " --retrain.batch_size 45 --name pictures"
+    assert main(["run", "--config", tiny, *flags.split()]) == 0
+    weights = torch.load(tmp_path / "runs" / "pictures" / "retrain" / "network.pt", weights_only=True)
+    assert weights["stem.0.weight"].shape[1] == 3
+    assert weights["classifier.weight"].shape[0] == 3
+
+    (tmp_path / "mine_of_test_cli.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "def pairs(root):\n"
+        "    images = (torch.arange(40 * 2 * 8 * 8) % 251).to(torch.uint8).reshape(40, 2, 8, 8)\n"
+        "    labels = torch.arange(40) % 2\n"
+        "    return TensorDataset(images, labels), TensorDataset(images, labels), 2\n"
+    )
+    flags = "--data.name mine_of_test_cli:pairs --search.batch_size 20 --search.epochs 1 --name mine"
+    assert main(["search", "--config", tiny, *flags.split()]) == 0
+    state = torch.load(tmp_path / "runs" / "mine" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    shapes = {name.rpartition("_model.")[2]: value.shape for name, value in state.items()}
+    assert shapes["stem.0.weight"][1] == 2
+    assert shapes["classifier.weight"][0] == 2
+
+
 def test_same_seed_same_numbers(finished, tiny, tmp_path):
     assert main(["search", "--config", tiny, "--name", "twin"]) == 0
     first, second = (read_history(p / "history.jsonl") for p in (finished, tmp_path / "runs" / "twin"))
@@ -198,6 +246,7 @@ BAD_FLAGS = {
     "--name a/b": "a folder's name without slashes",
     "--runs taken": "cannot make the folder taken/search",
     "--seed -1": "run.seed must be 0 or more",
+    "--threads 0": "run.threads must be at least 1, or unset, got 0",
     "--config nothere.yaml": "nothere.yaml",
     "--resume runs/nothere": "there is no run folder runs/nothere",
 }

@@ -85,7 +85,7 @@ def search_loaders(config: RunConfig, images: image_data.ImageData):
 
 
 def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path | None) -> dict:
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    _prepare(config)
     settings, began = config.search, time.perf_counter()
     weights_loader, alpha_loader, validation_loader = loaders
     space = DARTS(
@@ -153,6 +153,12 @@ def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path |
     return result
 
 
+def _prepare(config: RunConfig) -> None:
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def _trainer(config: RunConfig, folder: Path, epochs: int, **options):
     checkpoints = ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="epoch{epoch:03d}", auto_insert_metric_name=False, save_last=True
@@ -218,7 +224,7 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
     train_loader, test_loader = image_data.retrain_loaders(
         images, settings.batch_size, augmentation, config.data.workers
     )
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    _prepare(config)
     network = DerivedNetwork(
         genotype,
         settings.width,
