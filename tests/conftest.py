@@ -1,0 +1,160 @@
+"""Shared fixtures: NNI's files in a home of their own, tiny random images, quiet trainers, real experiments."""
+
+import logging
+import os
+import tempfile
+
+HOME = tempfile.TemporaryDirectory(prefix="nni-fairdarts-tests-")
+os.environ["HOME"] = HOME.name  # NNI reads it when it is imported, and writes to ~/nni-experiments
+os.environ["NNI_CONFIG_DIR"] = f"{HOME.name}/nni-config"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "accelerator": "cpu",
+    "devices": 1,
+}
+
+
+def pytest_configure(config):
+    for module in ("pytorch_lightning", "nni.nas.nn.pytorch.layers"):
+        config.addinivalue_line("filterwarnings", f"ignore:::{module}")
+
+
+def pytest_unconfigure(config):
+    HOME.cleanup()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def silence():
+    """No log lines of NNI and Lightning; two threads would only wait for each other on images this small."""
+    import nni  # noqa: F401
+
+    for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def quiet():
+    """Keywords for a Lightning trainer that writes nothing and stays on the CPU."""
+    return dict(QUIET)
+
+
+@pytest.fixture(scope="session")
+def loader():
+    """loader(batches, ...): random images and classes, or targets of ``target``'s shape, in NNI's DataLoader."""
+    from nni.nas.evaluator.pytorch import DataLoader
+    from torch.utils.data import TensorDataset
+
+    def make(batches=1, batch=2, shape=(3, 8, 8), classes=10, seed=0, target=None, dtype=None):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(batches * batch, *shape, generator=generator, dtype=dtype)
+        if target is None:
+            targets = torch.randint(classes, (batches * batch,), generator=generator)
+        else:
+            targets = torch.randn(batches * batch, *target, generator=generator, dtype=dtype)
+        return DataLoader(TensorDataset(images, targets), batch_size=batch, shuffle=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classification(loader):
+    """classification(...): NNI's evaluator for random images; keywords go to its trainer."""
+    from nni.nas.evaluator.pytorch import Classification
+
+    def make(train=None, val=None, num_classes=10, **trainer):
+        return Classification(
+            train_dataloaders=train or loader(seed=1),
+            val_dataloaders=val or loader(seed=2),
+            num_classes=num_classes,
+            **{**QUIET, "max_epochs": 1, **trainer},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lightning(loader):
+    """lightning(module, ...): NNI's evaluator around a module of the test's own; keywords go to its trainer."""
+    from nni.nas.evaluator.pytorch import Lightning, Trainer
+
+    def make(module, train=None, val=None, **trainer):
+        return Lightning(
+            module,
+            Trainer(**{**QUIET, "max_epochs": 1, **trainer}),
+            train_dataloaders=train or loader(seed=1),
+            val_dataloaders=val or loader(seed=2),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def search():
+    """search(space, evaluator, strategy): run a NasExperiment to its end and return it, stopped."""
+    from nni.nas.experiment import NasExperiment
+
+    def run(space, evaluator, strategy):
+        experiment = NasExperiment(space, evaluator, strategy)
+        try:
+            experiment.run()
+        finally:
+            experiment.stop()
+        return experiment
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def choices():
+    """choices(): a small space of LayerChoices, two of one label; see ``reference.choices_logits``."""
+    from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+    from torch import nn
+
+    class Choices(ModelSpace):
+        def __init__(self, outputs=10):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+            convolution = nn.Conv2d(4, 4, 3, padding=1)
+            self.first = LayerChoice([convolution, nn.MaxPool2d(3, 1, 1), nn.Identity()], label="first")
+            for name in ("second", "third"):
+                candidates = {"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 3, padding=1)}
+                setattr(self, name, LayerChoice(candidates, label="second"))
+            self.classifier = nn.Linear(4, outputs)
+
+        def forward(self, x):
+            return self.classifier(self.third(self.second(self.first(self.stem(x)))).mean((2, 3)))
+
+    return Choices
+
+
+@pytest.fixture(scope="session")
+def training():
+    """The class of an evaluator's own module: cross entropy and SGD."""
+    from nni.nas.evaluator.pytorch import LightningModule
+    from torch.nn.functional import cross_entropy
+
+    class Training(LightningModule):
+        def __init__(self, **sgd):
+            super().__init__()
+            self.sgd = {"lr": 0.1, **sgd}
+
+        def training_step(self, batch, batch_idx):
+            return cross_entropy(self.model(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            logits = self.model(batch[0])
+            self.log("val_loss", cross_entropy(logits, batch[1]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), **self.sgd)
+
+    return Training

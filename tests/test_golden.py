@@ -1,0 +1,123 @@
+"""The recorded files, judged by check_golden; and that it does not judge wrong ones as right."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from check_golden import TOLERANCE, judge, main
+
+GOLDEN = Path(__file__).parent / "golden"
+QUANTITIES = {
+    "derived.json": 9,
+    "derived_a_c4_l5.npz": 1,
+    "genotypes.json": 12,
+    "parse.json": 24,
+    "search_step_c4_l3.npz": 19,
+}
+
+
+def test_every_file_is_judged():
+    assert sorted(path.name for path in GOLDEN.iterdir()) == sorted(QUANTITIES)
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_recorded_values_are_met(name):
+    results = judge(GOLDEN / name)
+    assert len(results) == QUANTITIES[name]
+    limit = TOLERANCE if name.endswith("npz") else 0
+    assert [(quantity, value) for quantity, value in results if not value <= limit] == []
+    assert TOLERANCE == 1e-10
+
+
+def perturbed(path, name, change):
+    """A copy under ``path`` of the recorded file ``name`` after ``change`` of its content, in place."""
+    copy = path / name
+    if name.endswith("json"):
+        content = json.loads((GOLDEN / name).read_text())
+        change(content)
+        copy.write_text(json.dumps(content))
+    else:
+        with np.load(GOLDEN / name) as archive:
+            content = {key: archive[key] for key in archive.files}
+        change(content)
+        np.savez(copy, **content)
+    return copy
+
+
+def shift(key, by=2e-10):
+    def change(content):
+        content[key] = content[key].copy()
+        content[key].flat[-1] += by
+
+    return change
+
+
+def shift_step(content):
+    for key in ("after/alphas_reduce", "step1/weight_grad_norm"):
+        content[key] = content[key] + 2e-10
+
+
+def miscount(content):
+    (name, counts), *_ = content["architectures"].items()
+    counts["params"] += 1
+    content["architectures"] = {name: counts}
+
+
+def swap_operation(content):
+    edge = content["cases"][0]["threshold_sparse"]["normal"][0]
+    edge[0] = "avg_pool_3x3" if edge[0] != "avg_pool_3x3" else "max_pool_3x3"
+
+
+def drop_edge(content):
+    content["cases"][1]["threshold_edge"]["reduce"].pop()
+
+
+def retell(content):
+    content["genotypes"]["DARTS_V2"]["normal_concat"] = [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "over"),
+    [
+        ("derived_a_c4_l5.npz", shift("logits"), ["logits"]),
+        ("derived_a_c4_l5.npz", shift("x", 1e-3), ["logits"]),
+        ("search_step_c4_l3.npz", shift_step, ["step 1 weight_grad_norm", "after alphas"]),
+        ("derived.json", miscount, ["FairDARTS_a params"]),
+        ("parse.json", swap_operation, ["case 0 threshold_sparse normal"]),
+        ("parse.json", drop_edge, ["case 1 threshold_edge reduce"]),
+        ("genotypes.json", retell, ["DARTS_V2"]),
+    ],
+)
+def test_a_perturbed_copy_fails(tmp_path, capsys, name, change, over):
+    assert main([str(perturbed(tmp_path, name, change))]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("over 1e-10")]
+    assert [" ".join(line.split()[:-3]) for line in lines] == over
+
+
+def test_a_failure_among_several_files_is_reported(tmp_path):
+    wrong = perturbed(tmp_path, "parse.json", drop_edge)
+    assert main([str(wrong), str(GOLDEN / "parse.json")]) == 1
+    assert main([str(GOLDEN / "parse.json"), str(GOLDEN / "genotypes.json")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "text"),
+    [
+        ("step.npz", lambda p: np.savez(p, meta='{"kind": "weather"}'), "unknown kind 'weather'; known: search_step, "),
+        ("step.npz", lambda p: np.savez(p, x=1), "meta"),
+        ("list.json", lambda p: p.write_text("{}"), "none of the entries cases, architectures, genotypes"),
+        ("list.json", lambda p: p.write_text("{"), "cannot be judged"),
+        ("list.json", lambda p: p.write_text('{"cases": [], "operations": []}'), "holds nothing to compare"),
+        ("missing.json", lambda p: None, "No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_judged(tmp_path, capsys, name, write, text):
+    write(tmp_path / name)
+    assert main([str(tmp_path / name)]) == 2
+    assert text in capsys.readouterr().out
+
+
+def test_no_file_is_no_success(capsys):
+    assert main([]) == 2
+    assert "check_golden.py FILE..." in capsys.readouterr().out
