@@ -212,6 +212,9 @@ def derive_network(space: NDS, sample: Mapping, style: str = "fairdarts") -> Der
 
     Classes and channels are those of the space's layers; the weights are fresh. ``style``: see ``Genotype``.
     """
+    for name in ("width", "num_cells"):
+        if not isinstance(getattr(space, name), int):
+            raise InputError(f"a network is derived from a space with one {name}, this one has a choice; fix it")
     genotype = Genotype.from_sample(sample, nodes=space.num_nodes_per_cell, style=style)
     if space.merge_op == "loose_end":
         genotype = genotype.loose_ends()

@@ -112,6 +112,7 @@ class FairDartsModule(DartsLightningModule):
     def on_train_epoch_start(self):
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
+        self._validated = False
         self._epoch_began = time.perf_counter()
         # NNI's DARTS freezes α here while it warms up; the steps below say themselves what learns.
         return self.training_module.on_train_epoch_start()
@@ -182,6 +183,7 @@ class FairDartsModule(DartsLightningModule):
         return self.training_module.on_validation_epoch_start()
 
     def on_validation_epoch_end(self):
+        self._validated = True
         return self.training_module.on_validation_epoch_end()
 
     def on_validation_batch_start(self, *args, **kwargs):
@@ -212,7 +214,7 @@ class FairDartsModule(DartsLightningModule):
         metrics = {
             name: float(value)
             for name, value in self.trainer.callback_metrics.items()
-            if name.startswith("val_") and torch.as_tensor(value).numel() == 1
+            if self._validated and name.startswith("val_") and torch.as_tensor(value).numel() == 1
         }
         return {
             "epoch": self.trainer.current_epoch,

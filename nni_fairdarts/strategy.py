@@ -1,6 +1,7 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
+import math
 import weakref
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
 from nni.nas.space import ModelStatus, RawFormatModelSpace
-from torch import nn
+from torch import Tensor, nn
 
 from nni_fairdarts._nni import MixedOpDifferentiablePolicy, OneShotStrategy
 from nni_fairdarts.discretize import Discretization
@@ -90,16 +91,16 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "FairDARTS takes no penalty: NNI computes it from detached numbers, so that it scales the loss but "
                 "never reaches α; leave it out"
             )
-        _at_least_zero(
-            arc_weight_decay=arc_weight_decay,
-            zero_one_weight=zero_one_weight,
-            warmup_epochs=warmup_epochs,
-            log_prob_every_n_step=log_prob_every_n_step,
-        )
-        _more_than_zero(arc_learning_rate=arc_learning_rate)
+        _check_number("arc_weight_decay", arc_weight_decay, "0 or more", lambda v: v >= 0)
+        _check_number("zero_one_weight", zero_one_weight, "0 or more", lambda v: v >= 0)
+        _check_number("warmup_epochs", warmup_epochs, "0 or more", lambda v: v >= 0, whole=True)
+        _check_number("log_prob_every_n_step", log_prob_every_n_step, "0 or more", lambda v: v >= 0, whole=True)
+        _check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
+        _check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
         if gradient_clip_val is not None:
-            _more_than_zero(gradient_clip_val=gradient_clip_val)
-        if len(arc_betas) != 2 or not all(0 <= beta < 1 for beta in arc_betas):
+            _check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
+        pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
+        if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in arc_betas):
             raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
         _known("zero_one_loss", zero_one_loss, LOSSES)
         _known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
@@ -141,18 +142,15 @@ class FairDARTS(nni.nas.strategy.DARTS):
         """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices."""
         if any(isinstance(module, GatedModule) for module in model.modules()):
             raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
-        if not isinstance(model, NDS):
-            self._refuse_cells(model)
-            self._original_space = copy.deepcopy(model)
-        else:
-            self._original_space = model  # only its sizes are read again
+        # Of a hub space only the sizes are read again.
+        self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
         refuse_unsupported(model, "")
         self._options = SupernetOptions(
-            RELAXATIONS["sigmoid"], self.candidate_norm, self.discretization, self.alpha_init, _alpha_dtype(model)
+            RELAXATIONS["sigmoid"], self.candidate_norm, self.discretization, self.alpha_init, _like(model)
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
-            label: nn.Parameter(torch.full((len(mutable.values),), self.alpha_init, dtype=self._options.dtype))
+            label: self._options.new_alpha((len(mutable.values),))
             for label, mutable in model.simplify().items()
             if hasattr(mutable, "values")
         }
@@ -161,22 +159,19 @@ class FairDARTS(nni.nas.strategy.DARTS):
             model.register_forward_pre_hook(_check_images)
         return model
 
-    def _refuse_cells(self, model: nn.Module) -> None:
-        for name, module in model.named_modules():
-            if isinstance(module, Cell) and not self.extra_mutation_hooks:
-                raise InputError(
-                    f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
-                    f"{type(model).__name__} has one of its own at {name!r}: only the hub tells how the next "
-                    "cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
-                    "nni.nas.hub.pytorch.nasnet.NDS"
-                )
-
     def run_hook(self, hook, name, module, memo):
         if not memo.get("_validated"):
             memo.update(self._arch_parameters)
             memo["_validated"] = True
         if hook not in self.extra_mutation_hooks:
             refuse_unsupported(module, name)
+            if isinstance(module, Cell) and not isinstance(self._original_space, NDS):
+                raise InputError(
+                    f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
+                    f"{type(self._original_space).__name__} has one of its own at {name!r}: only the hub tells how the "
+                    "next cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
+                    "nni.nas.hub.pytorch.nasnet.NDS"
+                )
         kwargs = {
             "mixed_op_sampling": MixedOpDifferentiablePolicy,
             "softmax": self.configure_softmax(),
@@ -237,7 +232,8 @@ class DerivedModelSpace(RawFormatModelSpace):
             if isinstance(self.model_space, NDS):
                 model = derive_network(self.model_space, self.sample, self.style)
             else:
-                model = self.model_space.freeze(self.sample)
+                # A copy: NNI's freeze hands out the chosen candidates themselves.
+                model = copy.deepcopy(self.model_space).freeze(self.sample)
             self._model = weakref.ref(model)
         return model
 
@@ -256,25 +252,19 @@ def _check_images(space: NDS, inputs: tuple) -> None:
             f"this space takes images (N, {wanted}, H, W), but the evaluator's loader gives {tuple(images.shape)}; for "
             "another number of channels use nni_fairdarts.spaces.DARTS(in_channels=...)"
         )
-    check_image_size(min(images.shape[-2:]), space.dataset)
+    for side in images.shape[-2:]:
+        check_image_size(side, space.dataset)
 
 
-def _alpha_dtype(model: nn.Module) -> torch.dtype:
-    """float32, or float64 for a space in float64: half precision is too coarse for α."""
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return torch.promote_types(next(floating, torch.get_default_dtype()), torch.float32)
+def _like(model: nn.Module) -> Tensor:
+    """One of the model's floating-point parameters, for its dtype and device; an empty tensor where it has none."""
+    return next((p.detach() for p in model.parameters() if p.is_floating_point()), torch.empty(0))
 
 
-def _at_least_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise InputError(f"{name} must be 0 or more, got {value}")
-
-
-def _more_than_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise InputError(f"{name} must be more than 0, got {value}")
+def _check_number(name: str, value, expected: str, fits, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and fits(value)):
+        raise InputError(f"{name} must be {'a whole number, ' if whole else ''}{expected}, got {value!r}")
 
 
 def _known(name: str, value: str, known) -> None:

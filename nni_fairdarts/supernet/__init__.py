@@ -30,9 +30,10 @@ def refuse_unsupported(module: nn.Module, name: str) -> None:
     """Raise InputError, naming it, where ``module`` chooses something that has no gated counterpart yet."""
     if not isinstance(module, MutableModule) or not module.mutables or type(module) in (LayerChoice, Cell):
         return
+    where = repr(name) if name else "at the space's root"
     labels = sorted({label for mutable in module.mutables for label in mutable.simplify()})
     raise InputError(
-        f"FairDARTS cannot search {type(module).__name__} {name or '(the space itself)'!r} (choices: "
+        f"FairDARTS cannot search {type(module).__name__} {where} (choices: "
         f"{', '.join(labels)}) yet: it searches LayerChoice, and Cell in NNI's hub spaces. Fix this choice (for a hub "
         "space give one width and one depth, such as DARTS(width=16, num_cells=8, dataset='cifar')), or pass a hook "
         "for it in mutation_hooks"

@@ -48,7 +48,7 @@ class GatedCell(GatedModule):
                 drop_scales(op)
             kin = [self.preprocessor] if isinstance(self.preprocessor, nn.Module) else []
             ops = normalize_pooling(ops, kin, f"Cell {cell.label!r}, edge {source} to {node}")
-        return nn.ModuleDict(ops)
+        return nn.ModuleDict(ops).to(self.options.like)
 
     @property
     def label(self) -> str:

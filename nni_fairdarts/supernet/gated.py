@@ -16,13 +16,21 @@ OPTIONS_KEY = "fairdarts"
 
 @dataclass(frozen=True)
 class SupernetOptions:
-    """How a space becomes a supernet: relaxation of α, batch norms of candidates, discretisation, α's start."""
+    """How a space becomes a supernet: relaxation of α, batch norms of candidates, discretisation, α's start.
+
+    ``like`` is one of the space's parameters: what is made new is of its dtype and on its device.
+    """
 
     relaxation: Callable[[Tensor], Tensor]
     candidate_norm: str
     discretization: Discretization
     alpha_init: float
-    dtype: torch.dtype
+    like: Tensor
+
+    def new_alpha(self, shape: Sequence[int]) -> nn.Parameter:
+        """α of ``shape`` at its start, in float32 or better: half precision is too coarse for it."""
+        dtype = torch.promote_types(self.like.dtype, torch.float32)
+        return nn.Parameter(torch.full(tuple(shape), self.alpha_init, dtype=dtype, device=self.like.device))
 
 
 class GatedModule(BaseSuperNetModule):
@@ -63,7 +71,7 @@ def shared_alpha(memo: dict, label: str, shape: Sequence[int], options: Supernet
     key = (OPTIONS_KEY, label)
     alpha = memo.get(key)
     if alpha is None:
-        alpha = memo[key] = nn.Parameter(torch.full(tuple(shape), options.alpha_init, dtype=options.dtype))
+        alpha = memo[key] = options.new_alpha(shape)
     if alpha.shape != torch.Size(shape):
         raise InputError(
             f"label {label!r} is shared by choices of different sizes, {tuple(alpha.shape)} and {tuple(shape)}; "

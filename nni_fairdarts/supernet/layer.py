@@ -28,6 +28,7 @@ class GatedLayer(LayerChoice, GatedModule):
             for candidate in module:
                 drop_scales(candidate)
             normal = normalize_pooling({n: module[n] for n in module.names}, (), f"LayerChoice {module.label!r}")
+            normal = {name: candidate.to(options.like) for name, candidate in normal.items()}
             candidates = normal if isinstance(candidates, dict) else list(normal.values())
         alpha = shared_alpha(memo, module.label, (len(module),), options)
         return cls(candidates, alpha, options, module.label)
