@@ -453,3 +453,36 @@ def test_nothing_is_warned_about_in_an_ordinary_search(choices, classification, 
         warnings.simplefilter("error", RuntimeWarning)
         warnings.simplefilter("error", DeprecationWarning)
         search(choices(), classification(), FairDARTS())
+
+
+def test_own_space_survives_nnis_resume(classification, loader, tmp_path):
+    """A second process, so to speak: everything new but the experiment's id."""
+    from nni.nas.experiment import NasExperiment
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    def experiment(epochs):
+        space = DARTS(4, 3, num_classes=7, in_channels=1)
+        evaluator = classification(
+            loader(shape=(1, 8, 8), classes=7, seed=1),
+            loader(shape=(1, 8, 8), classes=7, seed=2),
+            num_classes=7,
+            max_epochs=epochs,
+            enable_checkpointing=True,
+            callbacks=[ModelCheckpoint(tmp_path, save_last=True)],
+        )
+        strategy = FairDARTS(history=tmp_path / "history.jsonl", discretization="darts")
+        return NasExperiment(space, evaluator, strategy, id="resumed")
+
+    first = experiment(1)
+    first.run()
+    first.stop()
+    second = experiment(3)
+    try:
+        second.resume()
+        (network,) = second.export_top_models(formatter="instance")
+    finally:
+        second.stop()
+    assert [record["epoch"] for record in read_history(tmp_path / "history.jsonl")] == [0, 1, 2]
+    assert second.strategy.supernet.num_labels == 7
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 7)
+    assert second.strategy.supernet.freeze(network.genotype.to_sample())(torch.randn(2, 1, 8, 8)).shape == (2, 7)
