@@ -10,7 +10,8 @@ from nni.nas.experiment import NasExperiment
 
 # from nni.nas.strategy import DARTS
 from nni_fairdarts import FairDARTS
-from nni_fairdarts.data import Augmentation, load, search_loaders
+from nni_fairdarts.data import Augmentation, search_loaders
+from nni_fairdarts.datasets import load
 from nni_fairdarts.spaces import DARTS as DARTSSpace  # NNI's space; its own takes 3 channels and 10 or 1000 classes
 
 data = load("digits")

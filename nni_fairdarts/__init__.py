@@ -9,7 +9,7 @@ from importlib import import_module
 _PLACES = {
     "DerivedNetwork": "network",
     "Discretization": "discretize",
-    "Edge": "genotype",
+    "Edge": "edges",
     "FairDARTS": "strategy",
     "Genotype": "genotype",
     "InputError": "errors",

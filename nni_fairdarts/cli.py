@@ -153,6 +153,10 @@ def _complain(message: str, code: int = 2) -> int:
     return code
 
 
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"nni-fairdarts: warning: {message}", file=sys.stderr)
+
+
 def _quieten() -> None:
     """Keep the console for the progress bar and one line per epoch; errors and real warnings still show."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
@@ -161,7 +165,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
-    warnings.filterwarnings("ignore", module="nni")
+    warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts
+    warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
     logging.getLogger("nni").setLevel(logging.ERROR)

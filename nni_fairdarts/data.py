@@ -1,31 +1,18 @@
-"""Data sets, augmentation, and the loaders for a search and for a retraining."""
+"""Augmentation, and the loaders for a search and for a retraining."""
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from http.client import HTTPException
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from nni.nas.evaluator.pytorch import DataLoader  # traced, so that NNI's evaluator does not warn
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
-from torchvision import datasets
 from torchvision.transforms import v2
 
+from nni_fairdarts.datasets import ImageData, Mapped
 from nni_fairdarts.errors import InputError
-
-# Per channel, of pixels in [0, 1] of the training part; "folder" has ImageNet's.
-MEAN_STD = {
-    "digits": ((0.305434,), (0.375957,)),
-    "cifar10": ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
-    "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
-    "folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 
 @dataclass(frozen=True)
@@ -47,26 +34,6 @@ class Augmentation:
                 raise InputError(f"{name} must be 0 (none) or a number of pixels, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """A data set ready to be loaded.
-
-    train, test: yield (uint8 image tensor (in_channels, image_size, image_size), label in 0 .. num_classes - 1).
-    mean, std: per channel, of pixels in [0, 1]. split_seed: how `search_loaders` halves `train`: None = in the
-    stored order, a number = after a fixed permutation with that seed, for sets stored class by class.
-    """
-
-    train: Dataset
-    test: Dataset
-    num_classes: int
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
-    split_seed: int | None = None
-
-
 class Cutout(nn.Module):
     """Set a square of an image (..., H, W) to 0; its centre is a uniformly drawn pixel, the border clips it.
 
@@ -85,180 +52,6 @@ class Cutout(nn.Module):
         image = image.clone()
         image[..., max(top, 0) : max(top + self.length, 0), max(left, 0) : max(left + self.length, 0)] = 0
         return image
-
-
-class _Arrays(Dataset):
-    """Images (N, C, H, W) and labels (N,) held in memory."""
-
-    def __init__(self, images: Tensor, labels):
-        self.images, self.labels = images, [int(label) for label in labels]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
-class _Mapped(Dataset):
-    """A data set whose images pass through `transform` when they are read."""
-
-    def __init__(self, dataset: Dataset, transform: Callable):
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        image, label = self.dataset[index]
-        return self.transform(image), int(label)
-
-
-def _to_size(size: int) -> Callable:
-    return v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
-
-
-def _check_root(root: Path):
-    # os, not Path: those raise where a parent folder may not be entered.
-    if os.path.isfile(root):
-        raise InputError(f"the data root must be a folder, got the file {root}; give the folder with --data.root")
-    if os.path.isdir(root) and not os.access(root, os.R_OK | os.X_OK):
-        raise InputError(
-            f"the data root {root} must be readable, got no permission; change it or give another --data.root"
-        )
-
-
-def _digits(root: Path, download: bool, image_size: int | None, seed: int) -> ImageData:
-    from sklearn.datasets import load_digits  # here: slow to import, and no other set needs it
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
-    parts = train_test_split(range(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
-    train, test = (_Arrays(images[part], digits.target[part]) for part in parts)
-    return ImageData(train, test, 10, 1, 8, *MEAN_STD["digits"], "digits")
-
-
-def _cifar(num_classes: int, root: Path, download: bool, image_size: int | None, seed: int) -> ImageData:
-    name = f"cifar{num_classes}"
-    cls = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[num_classes]
-    _check_root(root)
-    try:
-        parts = [cls(root, train=train, download=download) for train in (True, False)]
-    except (OSError, RuntimeError, HTTPException) as error:
-        cause = error if download or isinstance(error, OSError) else "it is missing or damaged"
-        folder = root / cls.base_folder
-        raise InputError(
-            f"cannot {'download' if download else 'read'} {name}: {cause}. Looked for {folder.absolute()}. "
-            f"Fetch {cls.filename} from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {root}, "
-            f"so that {folder} exists" + ("" if download else ", or let --data.download true try to fetch it")
-        ) from error
-    train, test = (_Arrays(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), p.targets) for p in parts)
-    return ImageData(train, test, num_classes, 3, 32, *MEAN_STD[name], name)
-
-
-def _folder(root: Path, download: bool, image_size: int | None, seed: int) -> ImageData:
-    if image_size is None:
-        raise InputError("data set 'folder' needs image_size (pixels), for example --data.image_size 32")
-    layout = f"expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png (or val), the same classes in both"
-    _check_root(root)
-    try:
-        held_out = "test" if (root / "test").is_dir() else "val"
-        train, test = (datasets.ImageFolder(root / part, _to_size(image_size)) for part in ("train", held_out))
-    except OSError as error:
-        raise InputError(f"cannot read the image folder {root.absolute()}: {error}; {layout}") from error
-    differing = sorted(set(train.classes) ^ set(test.classes))
-    if differing:
-        raise InputError(f"train and {held_out} have different classes, only one has {', '.join(differing)}; {layout}")
-    return ImageData(train, test, len(train.classes), 3, image_size, *MEAN_STD["folder"], "folder", split_seed=seed)
-
-
-DATA_SETS = {"digits": _digits, "cifar10": partial(_cifar, 10), "cifar100": partial(_cifar, 100), "folder": _folder}
-
-
-def _imported(name: str) -> Callable:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's code, which can raise anything
-        raise InputError(
-            f"cannot import the data function {name!r}: {type(error).__name__}: {error}; expected module:function, "
-            "with the module installed or in a folder on PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise InputError(f"the data function {name!r} must be a function, got {type(function).__name__}")
-    return function
-
-
-def _first_shape(dataset: Dataset, prepare: Callable, num_classes: int, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of the first image of a user's data set once prepared, after checking it and its label."""
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
-        raise InputError(f"{where} must be a data set with a length and images, got {type(dataset).__name__}")
-    image, label = _Mapped(dataset, prepare)[0]
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
-        what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise InputError(f"images of {where} must be PIL images or uint8 tensors (C, H, W), got {what}")
-    channels, height, width = image.shape
-    if height != width:
-        raise InputError(
-            f"images of {where} must be square, got {height}x{width}; --data.image_size resizes and crops them"
-        )
-    if not 0 <= label < num_classes:
-        raise InputError(f"labels of {where} must be in 0 .. {num_classes - 1}, got {label}")
-    return channels, height, width
-
-
-def _user(name: str, root: Path, image_size: int | None, seed: int) -> ImageData:
-    made = _imported(name)(root=root)
-    if isinstance(made, ImageData):
-        train, test, num_classes = made.train, made.test, made.num_classes
-    elif isinstance(made, tuple) and len(made) == 3:
-        train, test, num_classes = made
-    else:
-        raise InputError(f"{name} must return an ImageData or (train, test, num_classes), got {type(made).__name__}")
-    prepare = v2.PILToTensor() if image_size is None else _to_size(image_size)
-    shape = _first_shape(train, prepare, num_classes, f"{name} (train)")
-    test_shape = _first_shape(test, prepare, num_classes, f"{name} (test)")
-    if shape != test_shape:
-        raise InputError(f"train and test images of {name} must have one shape, got {shape} and {test_shape}")
-    train, test, (channels, size, _) = _Mapped(train, prepare), _Mapped(test, prepare), shape
-    if not isinstance(made, ImageData):
-        half = (0.5,) * channels
-        return ImageData(train, test, num_classes, channels, size, half, half, name, split_seed=seed)
-    announced = (made.in_channels, made.image_size)
-    if announced != (channels, size if image_size is None else made.image_size):
-        raise InputError(f"{name} announces {announced} channels and pixels, but its images are {shape}")
-    split_seed = seed if made.split_seed is None else made.split_seed
-    return replace(made, train=train, test=test, image_size=size, split_seed=split_seed)
-
-
-def load(
-    name: str, root: str | Path = "data", download: bool = False, image_size: int | None = None, seed: int = 0
-) -> ImageData:
-    """A data set by name.
-
-    name: "digits" (scikit-learn's 8x8 images, a fixed stratified split with 20 % test), "cifar10", "cifar100",
-    "folder" (root/train/CLASS/*.png and root/test/CLASS/*.png, or val; read lazily), or "module:function": called
-    with root=Path(root), returns an ImageData or (train, test, num_classes) with PIL images or uint8 tensors
-    (C, H, W); mean and std are then 0.5. image_size: shorter side resized to it and centre cropped; None = as stored
-    ("folder" needs it). download: fetch a missing CIFAR; nothing is fetched otherwise. seed: of the permutation
-    before the search's split of "folder" and "module:function" sets; the others are split in their stored order.
-    Raises InputError when the name is unknown or the data are missing, unreadable or not as described.
-    """
-    root = Path(root).expanduser()
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be a positive number of pixels, got {image_size}")
-    if ":" in name:
-        return _user(name, root, image_size, seed)
-    if name not in DATA_SETS:
-        raise InputError(
-            f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}, or module:function for a function of yours"
-        )
-    data = DATA_SETS[name](root, download, image_size, seed)
-    if image_size in (None, data.image_size):
-        return data
-    train, test = _Mapped(data.train, _to_size(image_size)), _Mapped(data.test, _to_size(image_size))
-    return replace(data, train=train, test=test, image_size=image_size)
 
 
 def transforms(data: ImageData, augmentation: Augmentation | None) -> Callable:
@@ -284,7 +77,7 @@ def transforms(data: ImageData, augmentation: Augmentation | None) -> Callable:
 
 def _loader(dataset: Dataset, transform: Callable, batch_size: int, workers: int, **options) -> DataLoader:
     return DataLoader(
-        _Mapped(dataset, transform),
+        Mapped(dataset, transform),
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -3,8 +3,9 @@
 import warnings
 from dataclasses import dataclass
 
+from nni_fairdarts.edges import OPERATIONS, Edge, prune
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import OPERATIONS, Edge, Genotype, prune
+from nni_fairdarts.genotype import Genotype
 
 
 def _darts(rows, threshold):

@@ -3,50 +3,27 @@
 import ast
 import json
 import os
-from collections import Counter
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from nni_fairdarts.edges import (
+    Edge,
+    cell_sample,
+    checked_concat,
+    checked_edges,
+    prune,
+    sampled_edges,
+    shortened,
+)
 from nni_fairdarts.errors import InputError
 
-OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
-KNOWN_OPERATIONS = OPERATIONS + (
-    "avg_pool_2x2",
-    "avg_pool_5x5",
-    "max_pool_2x2",
-    "max_pool_5x5",
-    "max_pool_7x7",
-    "conv_1x1",
-    "conv_3x3",
-    "sep_conv_7x7",
-    "dil_sep_conv_3x3",
-    "conv_3x1_1x3",
-    "conv_7x1_1x7",
-)
 CELLS = ("normal", "reduce")
 STYLES = ("fairdarts", "darts")
 VERSION = 1
 _TEXTS = json.loads(resources.files("nni_fairdarts").joinpath("published.json").read_text("utf-8"))
 PUBLISHED_NAMES = tuple(_TEXTS)
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One kept operation: ``node`` <- ``operation(source)``; nodes 0 and 1 are the cell's inputs."""
-
-    operation: str
-    node: int
-    source: int
 
 
 @dataclass(frozen=True)
@@ -71,8 +48,8 @@ class Genotype:
         if self.style not in STYLES:
             raise InputError(f"unknown style {self.style!r}; known: {', '.join(STYLES)}")
         for cell in CELLS:
-            edges = _checked_edges(cell, getattr(self, cell))
-            concat = _checked_concat(f"{cell}_concat", getattr(self, f"{cell}_concat"))
+            edges = checked_edges(cell, getattr(self, cell))
+            concat = checked_concat(f"{cell}_concat", getattr(self, f"{cell}_concat"))
             if self.style == "darts":
                 _check_darts(cell, edges, concat)
             object.__setattr__(self, cell, edges)
@@ -178,7 +155,7 @@ class Genotype:
                 raise InputError(f"expected {cell}/op_NODE_SLOT or {cell}/input_NODE_SLOT in a sample, got {key!r}")
             slots[cell].setdefault(tuple(map(int, place)), {})[kind] = value
         concat = tuple(range(2, 2 + nodes))
-        normal, reduce = (_sampled_edges(cell, slots[cell], concat) for cell in CELLS)
+        normal, reduce = (sampled_edges(cell, slots[cell], concat) for cell in CELLS)
         return cls(normal, reduce, concat, concat, style)
 
     def pruned(self) -> "Genotype":
@@ -222,31 +199,6 @@ class Genotype:
         return "\n".join(lines)
 
 
-def prune(edges, inputs: int = 2) -> tuple[Edge, ...]:
-    """The edges left after dropping nodes without inputs and the edges that leave them, until nothing changes.
-
-    ``inputs`` is the number of the cell's inputs, which are always there. Possibly nothing is left.
-    """
-    edges = tuple(edges)
-    while True:
-        fed = {*range(inputs), *(edge.node for edge in edges)}
-        left = tuple(edge for edge in edges if edge.source in fed)
-        if left == edges:
-            return edges
-        edges = left
-
-
-def cell_sample(cell: str, edges) -> dict:
-    """NNI's sample of one cell: {cell}/op_{node}_{slot} -> operation, {cell}/input_{node}_{slot} -> [source]."""
-    sample, slots = {}, Counter()
-    for edge in edges:
-        slot = f"{edge.node}_{slots[edge.node]}"
-        slots[edge.node] += 1
-        sample[f"{cell}/op_{slot}"] = edge.operation
-        sample[f"{cell}/input_{slot}"] = [edge.source]
-    return sample
-
-
 def parse(text: str) -> Genotype:
     """The genotype in a published text: Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...).
 
@@ -267,11 +219,11 @@ def parse(text: str) -> Genotype:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(
             "expected the text Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...) "
-            f"with literal values, got {_shortened(text)}: {error}"
+            f"with literal values, got {shortened(text)}: {error}"
         ) from error
     for cell in CELLS:
         if not (isinstance(fields[cell], list | tuple) and all(isinstance(e, list | tuple) for e in fields[cell])):
-            raise InputError(f"{cell} must be a list of tuples, got {_shortened(fields[cell])}")
+            raise InputError(f"{cell} must be a list of tuples, got {shortened(fields[cell])}")
     lengths = {len(edge) for cell in CELLS for edge in fields[cell]}
     if lengths == {2}:
         for cell in CELLS:
@@ -304,15 +256,10 @@ def resolve(text_or_path) -> Genotype:
     if isinstance(text_or_path, str | os.PathLike) and os.path.exists(text_or_path):
         return Genotype.load(text_or_path)
     raise InputError(
-        f"{_shortened(text_or_path)} is neither the path of a genotype file (there is no such file), "
+        f"{shortened(text_or_path)} is neither the path of a genotype file (there is no such file), "
         "nor a text that starts with Genotype(, nor a published name; "
         f"known names: {', '.join(PUBLISHED_NAMES)}"
     )
-
-
-def _shortened(value, length=80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[:length] + "..."
 
 
 def _literal(node):
@@ -326,35 +273,6 @@ def _literal(node):
     return range(*bounds)
 
 
-def _checked_edge(where, edge) -> Edge:
-    if not isinstance(edge, Edge):
-        if not isinstance(edge, list | tuple) or len(edge) != 3:
-            raise InputError(f"{where} must be (operation, node, source), got {_shortened(edge)}")
-        edge = Edge(*edge)
-    if edge.operation not in KNOWN_OPERATIONS:
-        raise InputError(f"{where}: unknown operation {edge.operation!r}; known: {', '.join(KNOWN_OPERATIONS)}")
-    numbers = type(edge.node) is int and type(edge.source) is int
-    if not (numbers and edge.node >= 2 and 0 <= edge.source < edge.node):
-        raise InputError(
-            f"{where}: node must be a whole number from 2 (0 and 1 are the cell's inputs) and source one from 0 "
-            f"below node, got node {edge.node!r} and source {edge.source!r}"
-        )
-    return edge
-
-
-def _checked_edges(cell, edges) -> tuple[Edge, ...]:
-    if not isinstance(edges, list | tuple):
-        raise InputError(f"{cell} must be a list of edges, got {_shortened(edges)}")
-    return tuple(_checked_edge(f"{cell}[{i}]", edge) for i, edge in enumerate(edges))
-
-
-def _checked_concat(key, nodes) -> tuple[int, ...]:
-    listed = isinstance(nodes, list | tuple | range) and all(type(node) is int and node >= 2 for node in nodes)
-    if not listed or len(set(nodes)) != len(nodes):
-        raise InputError(f"{key} must be a list of different node numbers from 2, got {_shortened(nodes)}")
-    return tuple(nodes)
-
-
 def _check_darts(cell, edges, concat):
     nodes = [edge.node for edge in edges]
     if nodes != [2 + k // 2 for k in range(len(nodes) // 2 * 2)]:
@@ -366,21 +284,3 @@ def _check_darts(cell, edges, concat):
         raise InputError(
             f"{cell}_concat of style darts must name nodes that have edges, {sorted(set(nodes))}; got {list(concat)}"
         )
-
-
-def _sampled_edges(cell, slots, nodes) -> tuple[Edge, ...]:
-    edges = []
-    for (node, slot), choice in sorted(slots.items()):
-        operation, source = f"{cell}/op_{node}_{slot}", f"{cell}/input_{node}_{slot}"
-        if len(choice) != 2:
-            present, absent = (operation, source) if "op" in choice else (source, operation)
-            raise InputError(f"the sample has {present} without {absent}; give both or neither")
-        if node not in nodes:
-            raise InputError(f"{operation}: a cell of {len(nodes)} nodes has nodes {list(nodes)}, got node {node}")
-        if slot and (node, slot - 1) not in slots:
-            raise InputError(f"the sample has {operation} but no {cell}/op_{node}_{slot - 1}; number slots from 0")
-        chosen = choice["input"]
-        if not isinstance(chosen, list | tuple) or len(chosen) != 1:
-            raise InputError(f"{source} must be a list of one node, got {_shortened(chosen)}")
-        edges.append(_checked_edge(operation, (choice["op"], node, chosen[0])))
-    return tuple(edges)

@@ -9,8 +9,9 @@ from nni.nas.space import model_context
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_fairdarts.edges import Edge
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import Edge, Genotype
+from nni_fairdarts.genotype import Genotype
 
 STEMS = ("cifar", "imagenet")
 

@@ -114,6 +114,8 @@ class FairDartsModule(DartsLightningModule):
         self._batches = 0
         self._validated = False
         self._epoch_began = time.perf_counter()
+        # Noted now: at the end of the epoch the schedulers have gone on to the next one's.
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         # NNI's DARTS freezes α here while it warms up; the steps below say themselves what learns.
         return self.training_module.on_train_epoch_start()
 
@@ -226,7 +228,7 @@ class FairDartsModule(DartsLightningModule):
             "open_gates": open_gates(everything, self.threshold),
             "gates_total": len(everything),
             "skip_connections": {label: module.skip_connections() for label, module in self._gated.items()},
-            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._epoch_began,
             "operations": {label: list(module.operations) for label, module in self._gated.items()},
             "gates": gates,

@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from nni_fairdarts.data import Augmentation, Cutout, load, retrain_loaders, search_loaders, transforms
+from nni_fairdarts.data import Augmentation, Cutout, retrain_loaders, search_loaders, transforms
+from nni_fairdarts.datasets import load
 from nni_fairdarts.errors import InputError
 
 PLAIN = Augmentation(crop_padding=0, flip=False, cutout=0)
@@ -46,7 +47,7 @@ def user(tmp_path, monkeypatch):
 
     def write(text):
         name = f"user_data_{os.urandom(4).hex()}"
-        (tmp_path / f"{name}.py").write_text("import torch\nfrom nni_fairdarts.data import *\n" + text)
+        (tmp_path / f"{name}.py").write_text("import torch\nfrom nni_fairdarts.datasets import *\n" + text)
         return name
 
     return write

@@ -10,8 +10,8 @@ import torch
 from reference import kept
 
 from nni_fairdarts.discretize import RULES, Discretization, decided_share, discretize, keep, open_gates
+from nni_fairdarts.edges import OPERATIONS, Edge
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import OPERATIONS, Edge
 
 PARSE = json.loads((Path(__file__).parent / "golden" / "parse.json").read_text())
 LOW = [0.1] * 7

@@ -8,19 +8,9 @@ import pytest
 from reference import pruned
 
 from nni_fairdarts import genotype as module
+from nni_fairdarts.edges import KNOWN_OPERATIONS, OPERATIONS, Edge, cell_sample, prune
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import (
-    KNOWN_OPERATIONS,
-    OPERATIONS,
-    PUBLISHED_NAMES,
-    Edge,
-    Genotype,
-    cell_sample,
-    parse,
-    prune,
-    published,
-    resolve,
-)
+from nni_fairdarts.genotype import PUBLISHED_NAMES, Genotype, parse, published, resolve
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "genotypes.json").read_text())["genotypes"]
 FAIR = Genotype([("sep_conv_3x3", 2, 0), ("skip_connect", 4, 3)], [Edge("skip_connect", 2, 1)], (2, 4), [2, 5])

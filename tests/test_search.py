@@ -169,7 +169,7 @@ def test_a_schedule_per_epoch_is_followed(choices, training, lightning, loader, 
 
     strategy = FairDARTS(history=tmp_path / "h.jsonl")
     search(choices(), lightning(Scheduled(lr=0.08), loader(2, seed=1), max_epochs=3), strategy)
-    assert [r["learning_rate"] for r in read_history(tmp_path / "h.jsonl")] == pytest.approx([0.04, 0.02, 0.01])
+    assert [r["learning_rate"] for r in read_history(tmp_path / "h.jsonl")] == pytest.approx([0.08, 0.04, 0.02])
 
 
 # -- order and seeds -----------------------------------------------------------------------------------------------

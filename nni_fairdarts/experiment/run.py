@@ -12,8 +12,8 @@ from nni.nas.experiment import NasExperiment
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from nni_fairdarts import data as image_data
-from nni_fairdarts.config import RunConfig
+from nni_fairdarts import data, datasets
+from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
 from nni_fairdarts.discretize import discretize
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment import folder as run_folder
@@ -66,9 +66,9 @@ def resume(folder: Path) -> dict:
     return _search(config, images, search_loaders(config, images), folder, checkpoint)
 
 
-def load_images(config: RunConfig) -> image_data.ImageData:
+def load_images(config: RunConfig) -> datasets.ImageData:
     """The configured data set. Raises InputError where it, or the device, is not there, or images do not fit."""
-    images = image_data.load(
+    images = datasets.load(
         config.data.name, config.data.root, config.data.download, config.data.image_size, config.seed
     )
     check_image_size(images.image_size, config.space.dataset)
@@ -77,9 +77,9 @@ def load_images(config: RunConfig) -> image_data.ImageData:
     return images
 
 
-def search_loaders(config: RunConfig, images: image_data.ImageData):
-    augmentation = image_data.Augmentation(config.data.crop_padding, config.data.flip, config.search.cutout)
-    return image_data.search_loaders(
+def search_loaders(config: RunConfig, images: datasets.ImageData):
+    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, config.search.cutout)
+    return data.search_loaders(
         images, config.search.batch_size, augmentation, config.data.workers, config.search.train_portion
     )
 
@@ -95,13 +95,7 @@ def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path |
         num_classes=images.num_classes,
         in_channels=images.in_channels,
     )
-    training = ImageTraining(
-        images.num_classes,
-        settings.learning_rate,
-        settings.learning_rate_min,
-        settings.momentum,
-        settings.weight_decay,
-    )
+    training = _training(images, settings)
     strategy = FairDARTS(
         arc_learning_rate=settings.arc_learning_rate,
         arc_betas=settings.arc_betas,
@@ -157,6 +151,17 @@ def _prepare(config: RunConfig) -> None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+
+
+def _training(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:
+    return ImageTraining(
+        images.num_classes,
+        settings.learning_rate,
+        settings.learning_rate_min,
+        settings.momentum,
+        settings.weight_decay,
+        **more,
+    )
 
 
 def _trainer(config: RunConfig, folder: Path, epochs: int, **options):
@@ -220,10 +225,8 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
     """
     images = load_images(config)
     settings, began = config.retrain, time.perf_counter()
-    augmentation = image_data.Augmentation(config.data.crop_padding, config.data.flip, settings.cutout)
-    train_loader, test_loader = image_data.retrain_loaders(
-        images, settings.batch_size, augmentation, config.data.workers
-    )
+    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, settings.cutout)
+    train_loader, test_loader = data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
     _prepare(config)
     network = DerivedNetwork(
         genotype,
@@ -238,15 +241,12 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
     run_folder.create(folder, "give another --name, or for a run another --into")
     run_folder.write_config(folder, config)
     genotype.save(folder / "genotype.json")
-    training = ImageTraining(
-        images.num_classes,
-        settings.learning_rate,
-        settings.learning_rate_min,
-        settings.momentum,
-        settings.weight_decay,
-        settings.label_smoothing,
-        settings.auxiliary_weight,
-        settings.drop_path_prob,
+    training = _training(
+        images,
+        settings,
+        label_smoothing=settings.label_smoothing,
+        auxiliary_weight=settings.auxiliary_weight,
+        drop_path_prob=settings.drop_path_prob,
     )
     trainer = _trainer(config, folder, settings.epochs, gradient_clip_val=settings.gradient_clip_val or None)
     evaluator = Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)

@@ -6,7 +6,7 @@ from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_i
 from torch import nn
 
 from nni_fairdarts.discretize import keep
-from nni_fairdarts.genotype import cell_sample
+from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha
 from nni_fairdarts.supernet.norm import drop_scales, normalize_pooling
 
