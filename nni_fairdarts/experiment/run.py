@@ -166,7 +166,11 @@ def _training(images: datasets.ImageData, settings: SearchConfig | RetrainConfig
 
 def _trainer(config: RunConfig, folder: Path, epochs: int, **options):
     checkpoints = ModelCheckpoint(
-        dirpath=folder / "checkpoints", filename="epoch{epoch:03d}", auto_insert_metric_name=False, save_last=True
+        dirpath=folder / "checkpoints",
+        filename="epoch{epoch:03d}",
+        auto_insert_metric_name=False,
+        save_last=True,
+        save_on_train_epoch_end=True,  # behind the history: an epoch in the checkpoint is in the history too
     )
     return Trainer(
         max_epochs=epochs,
