@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from check_golden import TOLERANCE, judge, main
+from recorder import SearchNetwork, record_search_steps
 
 GOLDEN = Path(__file__).parent / "golden"
 QUANTITIES = {
@@ -121,3 +123,37 @@ def test_a_file_that_cannot_be_judged(tmp_path, capsys, name, write, text):
 def test_no_file_is_no_success(capsys):
     assert main([]) == 2
     assert "check_golden.py FILE..." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data"),
+    [
+        ({"channels": 2, "cells": 8, "steps": 1, "zero_one_loss": "l1", "zero_one_weight": 3.0}, {}),
+        ({"channels": 4, "cells": 5, "steps": 3, "zero_one_loss": "l2", "zero_one_weight": 10.0}, {"channels": 1}),
+        ({"channels": 2, "cells": 4, "steps": 2, "zero_one_loss": "l1", "zero_one_weight": 10.0}, {"classes": 7}),
+    ],
+    ids=["8 cells", "5 cells", "4 cells"],
+)
+def test_steps_of_other_sizes_are_met(tmp_path, sizes, data):
+    """Recorded by a search network of the tests' own."""
+    meta = json.loads(str(np.load(GOLDEN / "search_step_c4_l3.npz")["meta"])) | {"batch": 3, **sizes}
+    record_search_steps(tmp_path / "steps.npz", meta, **data)
+    results = judge(tmp_path / "steps.npz")
+    assert len(results) == 8 * sizes["steps"] + 3
+    assert [(quantity, value) for quantity, value in results if not value <= TOLERANCE] == []
+
+
+def test_the_recorder_records_what_was_recorded(tmp_path):
+    """From the same start and batches, its first step is the published code's."""
+    with np.load(GOLDEN / "search_step_c4_l3.npz") as archive:
+        golden = {key: archive[key] for key in archive.files}
+    meta = json.loads(str(golden["meta"]))
+    network = SearchNetwork(meta["channels"], meta["cells"], 10, 3).double()
+    prefix = "before/weights/"
+    state = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in golden.items() if k.startswith(prefix)}
+    missing, unknown = network.load_state_dict(state, strict=False)
+    assert not unknown
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    normal, reduce = (torch.from_numpy(golden[f"before/alphas_{kind}"]) for kind in ("normal", "reduce"))
+    logits = network(torch.from_numpy(golden["step0/val_x"]), normal, reduce)
+    np.testing.assert_allclose(logits.detach().numpy(), golden["step0/val_logits"], rtol=0, atol=1e-10)
