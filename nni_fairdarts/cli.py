@@ -119,9 +119,19 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error))
     except NonFiniteLoss as error:
         return _complain(str(error), 1)
-    except KeyboardInterrupt:
-        return _complain("stopped by the keyboard; what finished epochs computed is in the run folder", 130)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        return _complain(_stopped(command, values, config), 130)
     return 0
+
+
+def _stopped(command: str, values: Namespace, config: RunConfig | None) -> str:
+    """What to say after Ctrl-C: how to go on, where something was saved to go on from."""
+    if command in ("run", "search"):
+        resumed = values.resume if command == "search" else None
+        folder = Path(resumed) if resumed else config.folder
+        if (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "result.json").exists():
+            return f"stopped; go on with: nni-fairdarts search --resume {folder}"
+    return "stopped"
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -211,6 +211,25 @@ def test_resume_after_a_kill(tiny, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
+def test_ctrl_c_says_how_to_go_on(tiny, tmp_path):
+    command = [sys.executable, "-m", "nni_fairdarts.cli", "search", "--config", tiny, "--search.epochs", "100"]
+    process = subprocess.Popen(
+        [*command, "--name", "stopped"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "runs/stopped/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "nni-fairdarts: error: stopped; go on with: nni-fairdarts search --resume runs/stopped" in error
+    assert "Traceback" not in error
+
+
 def test_an_exploding_loss_stops_the_run(tiny, tmp_path, capsys):
     flags = ["--search.learning_rate", "1e30", "--search.gradient_clip_val", "0", "--name", "exploding"]
     assert main(["search", "--config", tiny, *flags]) == 1
