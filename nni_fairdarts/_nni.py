@@ -10,6 +10,9 @@ if not nni.__version__.startswith("3.0"):
         f"nni-fairdarts works with NNI 3.0.x, but NNI {nni.__version__} is installed; run: pip install 'nni>=3.0,<3.1'"
     )
 
+# First: imported by way of nni.nas.oneshot, nni.nas.strategy catches its own circular import and puts stand-ins in the
+# place of DARTS and its kin that only raise.
+import nni.nas.strategy  # noqa: E402
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule._expression_utils import weighted_sum

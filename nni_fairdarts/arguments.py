@@ -39,7 +39,8 @@ def read_config(path: Path) -> RunConfig:
 
 def explain(error: Exception, parser: ArgumentParser) -> str:
     """What a parser complained about; where it did not know a name, the names it knows are added."""
-    text = re.sub(r"^Parser key ", "", str(error)).replace("<class 'float'>", "number").replace("typing.", "")
+    text = re.sub(r"^Parser key ", "", str(error)).replace("<class 'float'>", "number")
+    text = re.sub(r"a (?:typing\.)?Literal\[([^]]*)\]", r"one of \1", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(text.split()))
     unknown = re.search(
         r"(?:does not accept option|unrecognized arguments:|Unrecognized arguments:|Key|key)\s+['\"]?-{0,2}([\w.]+)",

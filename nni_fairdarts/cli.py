@@ -11,18 +11,15 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from nni_fairdarts.arguments import explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError, NonFiniteLoss
+from nni_fairdarts.folder import resumable, run_of
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
 
 
 def _run(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts import experiment
-    from nni_fairdarts.genotype import Genotype
 
-    searched = experiment.search(config)
-    genotype = Genotype.load(config.folder / "genotype.json")
-    retrained = experiment.retrain(config, genotype, config.folder / "retrain")
-    print(experiment.summary(searched, retrained))
+    print(experiment.summary(*experiment.run(config)))
 
 
 def _search(parsed: Namespace, config: RunConfig) -> None:
@@ -38,8 +35,10 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
 
     if parsed.run is None and parsed.genotype is None:
         raise InputError("retrain needs a run's folder, or --genotype with a file, a published name or text")
+    if parsed.into is not None and (not parsed.into.strip(".") or Path(parsed.into).name != parsed.into):
+        raise InputError(f"--into must be a folder's name without slashes, got {parsed.into!r}")
     folder = config.folder if parsed.run is None else Path(parsed.run) / (parsed.into or "retrain")
-    genotype = resolve(parsed.genotype or Path(parsed.run) / "genotype.json")
+    genotype = resolve(Path(parsed.run) / "genotype.json" if parsed.genotype is None else parsed.genotype)
     print(experiment.summary(retrained=experiment.retrain(config, genotype, folder)))
 
 
@@ -103,18 +102,21 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
     known = parsers.get(arguments[0]) if arguments else None
     try:
+        if arguments[:1] == ["retrain"]:
+            arguments = _with_defaults_of_the_run(arguments, parsers["retrain"])
         parsed = parser.parse_args(arguments)
         command = parsed.command
         values = parsed[command]
-        if command == "retrain" and values.run is not None:
-            values = _with_defaults_of(Path(values.run), arguments)
+        if command == "search" and values.resume:
+            _refuse_more_than_resume(values, parsers["search"])
         config = None if command == "derive" else run_config(values)
     except (ArgumentError, InputError) as error:
         return _complain(explain(error, known or parser))
-    _quieten()
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
     try:
-        COMMANDS[command][1](values, config)
+        with warnings.catch_warnings():
+            _quieten()
+            COMMANDS[command][1](values, config)
     except InputError as error:
         return _complain(str(error))
     except NonFiniteLoss as error:
@@ -129,7 +131,7 @@ def _stopped(command: str, values: Namespace, config: RunConfig | None) -> str:
     if command in ("run", "search"):
         resumed = values.resume if command == "search" else None
         folder = Path(resumed) if resumed else config.folder
-        if (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "result.json").exists():
+        if resumable(folder):
             return f"stopped; go on with: nni-fairdarts search --resume {folder}"
     return "stopped"
 
@@ -148,14 +150,24 @@ def _config_first(arguments: list[str]) -> list[str]:
     return others[:1] + files + others[1:]
 
 
-def _with_defaults_of(folder: Path, arguments: list[str]) -> Namespace:
-    """The arguments of ``retrain`` once more, with the run's configuration in place of the defaults."""
-    from nni_fairdarts.experiment.folder import run_of
+def _with_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> list[str]:
+    """The arguments of ``retrain RUN``, with the run's configuration in place of ``parser``'s defaults."""
+    values = parser.parse_args([a for a in arguments[1:] if not a.startswith("--print_config")])
+    if values.run is not None:
+        if others := [name for name in ("name", "runs") if values[name] != parser.get_defaults()[name]]:
+            raise InputError(f"retrain RUN writes into the run's folder; use --into instead of --{others[0]}")
+        config = run_of(Path(values.run))
+        parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
+    return arguments
 
-    config = run_of(folder)
-    parser = _retrain_parser()
-    parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
-    return parser.parse_args(arguments[1:])
+
+def _refuse_more_than_resume(values: Namespace, parser: ArgumentParser) -> None:
+    defaults = parser.get_defaults().as_flat().__dict__
+    given = [name for name, value in values.as_flat().__dict__.items() if value != defaults.get(name)]
+    if others := [name for name in given if name != "resume"]:
+        raise InputError(
+            f"--resume goes on with the run's own configuration; leave out {', '.join(f'--{name}' for name in others)}"
+        )
 
 
 def _complain(message: str, code: int = 2) -> int:
@@ -173,6 +185,8 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts

@@ -205,7 +205,13 @@ def load(
     before the search's split of "folder" and "module:function" sets; the others are split in their stored order.
     Raises InputError when the name is unknown or the data are missing, unreadable or not as described.
     """
-    root = Path(root).expanduser()
+    data = _load(name, Path(root).expanduser(), download, image_size, seed)
+    if data.num_classes < 2:
+        raise InputError(f"a data set needs at least 2 classes, {name!r} has {data.num_classes}")
+    return data
+
+
+def _load(name: str, root: Path, download: bool, image_size: int | None, seed: int) -> ImageData:
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be a positive number of pixels, got {image_size}")
     if ":" in name:

@@ -44,7 +44,7 @@ class Discretization:
     threshold: float = 0.85
 
     def __post_init__(self):
-        if self.rule not in RULES:
+        if self.rule not in tuple(RULES):
             raise InputError(f"unknown rule {self.rule!r}; known: {', '.join(RULES)}")
         if not isinstance(self.threshold, int | float) or not 0 < self.threshold < 1:
             raise InputError(f"threshold must be in (0, 1), got {self.threshold!r}; the paper uses 0.85")

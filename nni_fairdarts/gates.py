@@ -1,4 +1,4 @@
-"""Gates and the zero-one loss: Fair DARTS, arXiv 1911.12126, sections 4.1 and 4.2."""
+"""Gates and the zero-one loss: Fair DARTS, arXiv 1911.12126."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,7 +15,7 @@ def zero_one_l2(gates: Tensor) -> Tensor:
 
 
 def zero_one_l1(gates: Tensor) -> Tensor:
-    """Mean of -|g - 1/2| over all gates, in [-1/2, 0]. Fair DARTS, arXiv 1911.12126, eq. 8: its negative example."""
+    """Mean of -|g - 1/2| over all gates, in [-1/2, 0]. Fair DARTS, arXiv 1911.12126: its negative example."""
     return -(gates - 0.5).abs().mean()
 
 

@@ -89,7 +89,7 @@ class DerivedNetwork(nn.Module):
         if image_size is not None:
             check_image_size(image_size, dataset)
         if auxiliary_loss and image_size is not None:
-            _check_auxiliary_map(auxiliary_map_size(image_size, dataset), dataset)
+            check_auxiliary_head(image_size, dataset)
         self.dataset = dataset
         self.auxiliary_loss = auxiliary_loss
         reductions = (num_cells // 3, 2 * num_cells // 3)
@@ -180,6 +180,11 @@ def auxiliary_map_size(image_size: int, dataset: str) -> int:
     return image_size
 
 
+def check_auxiliary_head(image_size: int, dataset: str) -> None:
+    """Raise InputError where images of side ``image_size`` give the auxiliary head a map it cannot take."""
+    _check_auxiliary_map(auxiliary_map_size(image_size, dataset), dataset)
+
+
 def _check_auxiliary_map(side: int, dataset: str) -> None:
     sides, images = (((8, 9, 10), 32), ((7, 8), 224))[dataset == "imagenet"]
     if side not in sides:
@@ -213,6 +218,10 @@ def derive_network(space: NDS, sample: Mapping, style: str = "fairdarts") -> Der
 
     Classes and channels are those of the space's layers; the weights are fresh. ``style``: see ``Genotype``.
     """
+    if not isinstance(space, NDS):
+        raise InputError(
+            f"derive_network takes a DARTS-like hub space, got {type(space).__name__}; use space.freeze(sample)"
+        )
     for name in ("width", "num_cells"):
         if not isinstance(getattr(space, name), int):
             raise InputError(f"a network is derived from a space with one {name}, this one has a choice; fix it")

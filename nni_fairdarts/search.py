@@ -1,6 +1,8 @@
 """The bilevel step of a search, its validation and its history."""
 
+import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class FairDartsModule(DartsLightningModule):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
-    One step, first order (Fair DARTS, arXiv 1911.12126, section 4): (1) α by Adam on a batch of ``val``: loss of the
+    One step, first order (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the
     evaluator + w01 · zero-one loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their
     gradient norm clipped. ``single_level``: one batch of ``train`` and one backward pass update both.
     """
@@ -107,6 +109,7 @@ class FairDartsModule(DartsLightningModule):
         known = set(self._alphas)
         self._weights = [p for p in self.parameters() if p not in known]
         self._gated = self.gated_modules()
+        self._check_history()
         return super().on_fit_start()
 
     def on_train_epoch_start(self):
@@ -129,7 +132,7 @@ class FairDartsModule(DartsLightningModule):
             result = self._weight_step(batch["train"], batch_idx)
         self._batches += 1
         self.advance_lr_schedulers(batch_idx)
-        if self.log_prob_every_n_step and batch_idx % self.log_prob_every_n_step == 0:
+        if self.log_prob_every_n_step and (batch_idx + 1) % self.log_prob_every_n_step == 0:
             self.log_probs(self.export_probs())
         return result
 
@@ -194,12 +197,28 @@ class FairDartsModule(DartsLightningModule):
     def on_validation_batch_end(self, *args, **kwargs):
         return self.training_module.on_validation_batch_end(*args, **kwargs)
 
+    def on_fit_end(self):
+        try:
+            return super().on_fit_end()
+        except KeyError as missing:
+            # NNI's evaluators report a metric here that nothing has computed where no validation has run: after a
+            # few steps of ``max_steps``, between validations, or when a search is resumed behind its last epoch.
+            if str(missing).strip("'") in self.trainer.callback_metrics:
+                raise
+            warnings.warn(
+                f"no final result is reported to NNI: no validation has given {missing}; let a validation run in the "
+                "last epoch (check_val_every_n_epoch, max_epochs)",
+                RuntimeWarning,
+                stacklevel=1,  # the caller is Lightning
+            )
+
     # -- history ----------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self):
         result = super().on_train_epoch_end()
         record = self.epoch_record()
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
+        self.log_probs(self.export_probs())
         if self.trainer.is_global_zero:
             self.print(epoch_line(record, self.trainer.max_epochs))
             path = self._history_path()
@@ -237,6 +256,21 @@ class FairDartsModule(DartsLightningModule):
     def _mean(self, name: str) -> float | None:
         return float(self._sums[name]) / self._batches if name in self._sums and self._batches else None
 
+    def _check_history(self) -> None:
+        """Raise InputError, before training, where the user's history file is there already or cannot be written."""
+        path = self.history
+        if path is None or not self.trainer.is_global_zero:
+            return
+        if path.exists() and self.trainer.ckpt_path is None:
+            raise InputError(f"the history file {path} exists already; give another, or remove it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writable = os.access(path.parent, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise InputError(f"cannot write the history file {path}: its folder cannot be made or written to")
+
     def _history_path(self) -> Path | None:
         if self.history is not None:
             return self.history
@@ -244,8 +278,8 @@ class FairDartsModule(DartsLightningModule):
         return Path(folder) / "history.jsonl" if folder else None
 
 
-LOGGED = ("arch_loss", "zero_one_loss", "decided_gates", "open_gates")
-"""Entries of an epoch's record that go to Lightning's loggers; the losses and metrics of the evaluator are its own."""
+LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates")
+"""Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
 
 
 def loss_of(result) -> Tensor:

@@ -1,10 +1,13 @@
 """Model spaces: NNI's DARTS space for any number of classes and input channels."""
 
+from collections import Counter
+
 from nni.nas.hub.pytorch import DARTS as HubDARTS
 from nni.nas.space import model_context
 from torch import nn
 
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.genotype import Genotype
 
 
 class DARTS(HubDARTS):
@@ -37,6 +40,15 @@ class DARTS(HubDARTS):
             self.auxiliary_head.classifier = _rebuilt(self.auxiliary_head.classifier, out_features=num_classes)
 
     def freeze(self, sample):
+        genotype = Genotype.from_sample(sample, self.num_nodes_per_cell)
+        for cell in ("normal", "reduce"):
+            inputs = Counter(edge.node for edge in getattr(genotype, cell))
+            if odd := {node: count for node, count in inputs.items() if count != 2}:
+                raise InputError(
+                    f"NNI freezes cells whose nodes have exactly two inputs, but in the {cell} cell "
+                    + ", ".join(f"node {node} has {count}" for node, count in odd.items())
+                    + "; build the network with nni_fairdarts.derive_network(space, sample)"
+                )
         with model_context(sample):
             return type(self)(
                 self.width,

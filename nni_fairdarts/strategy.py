@@ -268,5 +268,5 @@ def _check_number(name: str, value, expected: str, fits, whole: bool = False) ->
 
 
 def _known(name: str, value: str, known) -> None:
-    if value not in known:
+    if value not in tuple(known):
         raise InputError(f"unknown {name} {value!r}; known: {', '.join(known)}")

@@ -1,6 +1,7 @@
 """The command line as a user meets it: whole small jobs on digits, and what it says to bad input."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,7 +247,7 @@ BAD_FLAGS = {
     "--serch.epochs 2": "unknown name 'serch.epochs', did you mean search.epochs? Known: name, runs, seed",
     "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.epochs, search.batch",
     "--search.epochs two": "search.epochs",
-    "--search.zero_one_loss l3": "Literal['l2', 'l1', 'none']",
+    "--search.zero_one_loss l3": "Expected one of 'l2', 'l1', 'none'. Got value: l3",
     "--search.threshold 1.5": "search.threshold must be in (0, 1), got 1.5; the paper uses 0.85",
     "--search.zero_one_weight -1": "search.zero_one_weight must be 0 or more, got -1.0",
     "--search.arc_learning_rate 0": "search.arc_learning_rate must be more than 0, got 0.0",
@@ -267,7 +268,7 @@ BAD_FLAGS = {
     "--seed -1": "run.seed must be 0 or more",
     "--threads 0": "run.threads must be at least 1, or unset, got 0",
     "--config nothere.yaml": "nothere.yaml",
-    "--resume runs/nothere": "there is no run folder runs/nothere",
+    "--resume runs/tiny": "--resume goes on with the run's own configuration; leave out --config, --device",
 }
 if not torch.cuda.is_available():
     BAD_FLAGS["--device cuda"] = "torch sees no CUDA device here; use --device auto or cpu"
@@ -302,6 +303,8 @@ def test_bad_configuration_files(tmp_path, capsys, monkeypatch, text):
 
 BAD_RETRAININGS = {
     "": "retrain needs a run's folder, or --genotype",
+    "--genotype nothere": "is neither the path of a genotype file",
+    "--into ../x --genotype FairDARTS_a": "--into must be a folder's name without slashes, got '../x'",
     "--genotype FairDART_a": "known names: FairDARTS_a",
     "--genotype newer.json": "upgrade nni-fairdarts",
     "--genotype broken.json": "broken.json holds no genotype",
@@ -340,6 +343,74 @@ def test_bad_derivations(finished, capsys, flags):
     assert BAD_DERIVATIONS[flags] in capsys.readouterr().err
 
 
+def test_resume_of_what_is_no_run(tmp_path, capsys):
+    assert main(["search", "--resume", str(tmp_path / "nothere")]) == 2
+    assert "there is no run folder" in capsys.readouterr().err
+    assert main(["search", "--resume", str(tmp_path), "--search.epochs", "9"]) == 2
+    assert "leave out --search.epochs" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_or_history_is_named(finished, tmp_path, capsys):
+    run = copied(finished, tmp_path)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    assert main(["search", "--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot read the checkpoint {run / 'checkpoints' / 'last.ckpt'}" in error
+    assert "it is damaged" in error
+    (run / "history.jsonl").write_text('{"epoch": 1}\n')
+    assert main(["derive", str(run)]) == 2
+    assert "has no gates of a normal and a reduce cell: the file is damaged" in capsys.readouterr().err
+
+
+def test_a_search_stopped_before_its_result_is_finished_by_resume(finished, tmp_path, capsys):
+    """Killed between the last checkpoint and result.json: nothing is left to train, and nothing is lost."""
+    run = tmp_path / "unfinished"
+    shutil.copytree(finished, run)
+    before = (run / "history.jsonl").read_text()
+    for name in ("result.json", "genotype.json"):
+        (run / name).unlink()
+    assert main(["search", "--resume", str(run)]) == 0
+    assert "nni-fairdarts: warning: no final result is reported to NNI" in capsys.readouterr().err
+    assert Genotype.load(run / "genotype.json") == Genotype.load(finished / "genotype.json")
+    assert (run / "history.jsonl").read_text() == before
+
+
+BAD_RUNS = {
+    "--retrain.cutout 8": "cutout must be smaller than the images' 8 pixels",
+    "--retrain.batch_size 5000": "batch_size 5000 is larger than the 1437 images of the training set",
+    "--retrain.auxiliary_weight 0.4": "the auxiliary head of the cifar stem needs a map of 8×8",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_RUNS)
+def test_run_looks_at_the_retraining_before_it_searches(tiny, tmp_path, capsys, flags):
+    assert main(["run", "--config", tiny, *flags.split()]) == 2
+    assert BAD_RUNS[flags] in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_one_class(tiny, tmp_path, capsys):
+    folder_of_digits(tmp_path / "images")
+    for part in ("train", "test"):
+        for label in (1, 7):
+            shutil.rmtree(tmp_path / "images" / part / f"digit{label}")
+    flags = "--data.name folder --data.root images --data.image_size 16"
+    assert main(["search", "--config", tiny, *flags.split()]) == 2
+    assert "a data set needs at least 2 classes, 'folder' has 1" in capsys.readouterr().err
+
+
+def test_tensorboard_has_losses_and_gates(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    last = read_history(finished / "history.jsonl")[-1]
+    shown = [events.Scalars(f"prob/normal/3_2/{operation}")[-1].value for operation in OPERATIONS]
+    np.testing.assert_allclose(shown, last["gates"]["normal"][4], rtol=1e-6)
+    for name in ("train_loss", "arch_loss", "val_loss", "val_acc", "zero_one_loss"):
+        assert events.Scalars(name)[-1].value == pytest.approx(last[name], rel=1e-5)
+
+
 def test_folders_that_hold_no_gates(tmp_path, capsys):
     assert main(["derive", str(tmp_path)]) == 2
     assert "nor one with normal_weight.npy and reduce_weight.npy" in capsys.readouterr().err
@@ -354,7 +425,7 @@ def test_an_existing_run_is_never_overwritten(finished, capsys):
     assert main(["search", *arguments, "--name", finished.name]) == 2
     assert "a run is never overwritten; give another --name" in capsys.readouterr().err
     assert main(["retrain", str(finished)]) == 2
-    assert "for a run another --into" in capsys.readouterr().err
+    assert "(in a run: another --into)" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 

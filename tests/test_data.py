@@ -152,7 +152,7 @@ def test_user_function_may_return_image_data_and_gets_the_root(user, tmp_path):
 
 def test_user_function_may_give_pil_images(user):
     data = load(
-        user("from PIL import Image\ndef f(root):\n    d = [(Image.new('L', (6, 6), 9), 0)]; return d, d, 1") + ":f"
+        user("from PIL import Image\ndef f(root):\n    d = [(Image.new('L', (6, 6), 9), 0)]; return d, d, 2") + ":f"
     )
     assert data.train[0][0].equal(torch.full((1, 6, 6), 9, dtype=torch.uint8))
 

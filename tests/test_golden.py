@@ -157,3 +157,31 @@ def test_the_recorder_records_what_was_recorded(tmp_path):
     normal, reduce = (torch.from_numpy(golden[f"before/alphas_{kind}"]) for kind in ("normal", "reduce"))
     logits = network(torch.from_numpy(golden["step0/val_x"]), normal, reduce)
     np.testing.assert_allclose(logits.detach().numpy(), golden["step0/val_logits"], rtol=0, atol=1e-10)
+
+
+def broken(content, change):
+    for key in [key for key in content if change in key]:
+        del content[key]
+
+
+@pytest.mark.parametrize("change", ["after/alphas", "step1/train_x", "before/weights/stem", "before/alphas"])
+def test_a_file_that_lacks_something_is_not_judged(tmp_path, capsys, change):
+    path = perturbed(tmp_path, "search_step_c4_l3.npz", lambda content: broken(content, change))
+    assert main([str(path)]) == 2
+    assert "cannot be judged: " in capsys.readouterr().out
+
+
+def test_a_cut_file_and_one_with_nan_are_not_met(tmp_path, capsys):
+    (tmp_path / "cut.npz").write_bytes((GOLDEN / "derived_a_c4_l5.npz").read_bytes()[:5000])
+    assert main([str(tmp_path / "cut.npz")]) == 2
+    path = perturbed(tmp_path, "search_step_c4_l3.npz", shift("after/weights/classifier.bias", np.nan))
+    assert main([str(path)]) == 1
+
+
+def test_counts_of_two_tuples_are_judged(tmp_path, capsys):
+    """DARTS_V2 has 3.349342 M parameters without its auxiliary head."""
+    recorded = json.loads((GOLDEN / "genotypes.json").read_text())["genotypes"]["DARTS_V2"]
+    content = json.loads((GOLDEN / "derived.json").read_text())
+    content["architectures"] = {"DARTS_V2": {"genotype": recorded, "params": 3349342}}
+    (tmp_path / "v2.json").write_text(json.dumps(content))
+    assert judge(tmp_path / "v2.json") == [("DARTS_V2 params", 0)]

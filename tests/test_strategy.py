@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from reference import OPERATIONS
 from torch import nn
 
-from nni_fairdarts import DerivedNetwork, FairDARTS, InputError, derive_network
+from nni_fairdarts import DerivedNetwork, FairDARTS, Genotype, InputError, derive_network
 from nni_fairdarts.history import read_history
 from nni_fairdarts.network import stem_channels
 from nni_fairdarts.spaces import DARTS
@@ -486,3 +486,35 @@ def test_own_space_survives_nnis_resume(classification, loader, tmp_path):
     assert second.strategy.supernet.num_labels == 7
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 7)
     assert second.strategy.supernet.freeze(network.genotype.to_sample())(torch.randn(2, 1, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "trainer", [{"max_epochs": -1, "max_steps": 2}, {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 1}]
+)
+def test_a_search_that_ends_without_a_validation_keeps_its_result(choices, classification, loader, search, trainer):
+    with pytest.warns(RuntimeWarning, match="no final result is reported to NNI: no validation has given 'val_acc'"):
+        experiment = search(choices(), classification(loader(4, seed=1), **trainer), FairDARTS())
+    assert experiment.export_top_models(formatter="dict")[0].keys() == {"first", "second"}
+
+
+def test_a_history_file_is_not_overwritten(choices, classification, search, tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match=r"history\.jsonl exists already; give another, or remove it"):
+        search(choices(), classification(), FairDARTS(history=path))
+    assert path.read_text() == "{}\n"
+    with pytest.raises(InputError, match="cannot write the history file"):
+        search(choices(), classification(), FairDARTS(history="/proc/nothere/history.jsonl"))
+
+
+@pytest.mark.parametrize("rule", ["edge", "sparse"])
+def test_own_space_refuses_to_freeze_what_nni_cannot_say(rule):
+    edges = {"edge": [("skip_connect", 2, 0)] * 3, "sparse": [("skip_connect", 2, 0)]}[rule]
+    sample = Genotype(edges, edges).to_sample()
+    with pytest.raises(InputError, match=f"node 2 has {len(edges)}; build the network with nni_fairdarts.derive_net"):
+        DARTS(4, 3).freeze(sample)
+
+
+def test_derive_network_asks_for_a_hub_space(choices):
+    with pytest.raises(InputError, match="got Choices; use space.freeze"):
+        derive_network(choices(), {})

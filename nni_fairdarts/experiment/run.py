@@ -13,13 +13,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_fairdarts import data, datasets
+from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
 from nni_fairdarts.discretize import discretize
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.experiment import folder as run_folder
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.network import (
     DerivedNetwork,
+    check_auxiliary_head,
     check_image_size,
     count_multiply_adds,
     count_parameters,
@@ -29,6 +30,17 @@ from nni_fairdarts.strategy import FairDARTS
 from nni_fairdarts.training import ImageTraining
 
 VERSIONS = ("nni-fairdarts", "nni", "torch", "torchvision", "pytorch-lightning", "numpy")
+
+
+def run(config: RunConfig) -> tuple[dict, dict]:
+    """Search, derive and retrain; returns what both ``result.json`` hold.
+
+    Raises InputError, before anything is trained or written, for what does not fit the search or the retraining.
+    """
+    retrain_loaders(config, load_images(config))
+    searched = search(config)
+    genotype = Genotype.load(config.folder / "genotype.json")
+    return searched, retrain(config, genotype, config.folder / "retrain")
 
 
 # -- search --------------------------------------------------------------------------------------------------------
@@ -41,9 +53,7 @@ def search(config: RunConfig) -> dict:
     """
     images = load_images(config)
     loaders = search_loaders(config, images)
-    folder = run_folder.create(
-        config.folder, f"give another --name, or go on with it: nni-fairdarts search --resume {config.folder}"
-    )
+    folder = run_folder.create(config.folder)
     run_folder.write_config(folder, config)
     return _search(config, images, loaders, folder, None)
 
@@ -61,7 +71,10 @@ def resume(folder: Path) -> dict:
     try:  # Lightning reads what this has shown to be plain data
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
-        raise InputError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+        raise InputError(
+            f"cannot read the checkpoint {checkpoint} ({type(error).__name__}): it is damaged, or not one of this "
+            "package's; put one of the others in its folder in its place, or search again under a new --name"
+        ) from error
     images = load_images(config)
     return _search(config, images, search_loaders(config, images), folder, checkpoint)
 
@@ -222,15 +235,23 @@ def _published_gates(folder: Path, name: str):
 # -- retraining ----------------------------------------------------------------------------------------------------
 
 
+def retrain_loaders(config: RunConfig, images: datasets.ImageData):
+    """Loaders of the training and the test set. Raises InputError where the settings do not fit the images."""
+    settings = config.retrain
+    if settings.auxiliary_weight > 0:
+        check_auxiliary_head(images.image_size, config.space.dataset)
+    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, settings.cutout)
+    return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
+
+
 def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
     """Train the network of ``genotype`` from scratch, with results in the new ``folder``; returns ``result.json``.
 
     Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
     """
     images = load_images(config)
+    train_loader, test_loader = retrain_loaders(config, images)
     settings, began = config.retrain, time.perf_counter()
-    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, settings.cutout)
-    train_loader, test_loader = data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
     _prepare(config)
     network = DerivedNetwork(
         genotype,
@@ -242,7 +263,7 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
         auxiliary_loss=settings.auxiliary_weight > 0,
         image_size=images.image_size,
     )
-    run_folder.create(folder, "give another --name, or for a run another --into")
+    run_folder.create(folder)
     run_folder.write_config(folder, config)
     genotype.save(folder / "genotype.json")
     training = _training(

@@ -15,7 +15,7 @@ class GatedCell(GatedModule):
     """A cell in which every node sums over all earlier states and all operations of gate times output.
 
     State j of node i: x_i = Σ_{j<i} Σ_o σ(α_{ij,o}) · o(x_j); the nodes are concatenated.
-    Fair DARTS, arXiv 1911.12126, section 4.1: no softmax, no "none" operation.
+    Fair DARTS, arXiv 1911.12126: no softmax, no "none" operation.
 
     ``alpha`` is (edges, operations), edges in the order node 2 from 0, 1; node 3 from 0, 1, 2; ...
     """

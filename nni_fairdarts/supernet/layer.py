@@ -9,7 +9,7 @@ from nni_fairdarts.supernet.norm import drop_scales, normalize_pooling
 
 
 class GatedLayer(LayerChoice, GatedModule):
-    """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126, eq. 5."""
+    """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126."""
 
     def __init__(self, candidates, alpha: nn.Parameter, options: SupernetOptions, label: str):
         super().__init__(candidates, label=label)

@@ -10,9 +10,12 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.history import read_history
 
 
-def create(folder: Path, hint: str) -> Path:
-    """Make a new, empty ``folder``; InputError, ending in ``hint``, where something is there or it cannot be made."""
+def create(folder: Path) -> Path:
+    """Make a new, empty ``folder``. Raises InputError where something is there or it cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = "give another --name (in a run: another --into)"
+        if resumable(folder):
+            hint += f", or go on with it: nni-fairdarts search --resume {folder}"
         raise InputError(f"{folder} exists already, and a run is never overwritten; {hint}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -23,6 +26,15 @@ def create(folder: Path, hint: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"cannot write into {folder}: permission denied; choose another place with --runs")
     return folder
+
+
+def resumable(folder: Path) -> bool:
+    """Whether ``folder`` holds a search that was stopped and can be gone on with."""
+    return (
+        (folder / "checkpoints" / "last.ckpt").is_file()
+        and (folder / "history.jsonl").is_file()
+        and not (folder / "result.json").exists()
+    )
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -57,4 +69,8 @@ def last_gates(folder: Path) -> dict:
     records = read_history(path) if path.is_file() else []
     if not records:
         raise InputError(f"{path} holds no finished epoch, so there are no gates to derive from; let the search run")
-    return records[-1]
+    last = records[-1]
+    gates = last.get("gates") if isinstance(last, dict) else None
+    if not isinstance(gates, dict) or not {"normal", "reduce"} <= gates.keys():
+        raise InputError(f"the last line of {path} has no gates of a normal and a reduce cell: the file is damaged")
+    return last
