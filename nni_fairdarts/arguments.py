@@ -42,10 +42,8 @@ def explain(error: Exception, parser: ArgumentParser) -> str:
     text = re.sub(r"^Parser key ", "", str(error)).replace("<class 'float'>", "number")
     text = re.sub(r"a (?:typing\.)?Literal\[([^]]*)\]", r"one of \1", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(text.split()))
-    unknown = re.search(
-        r"(?:does not accept option|unrecognized arguments:|Unrecognized arguments:|Key|key)\s+['\"]?-{0,2}([\w.]+)",
-        text,
-    )
+    text = re.sub(r"Group '(\w+)' does not accept option '", r"A configuration does not accept option '\1.", text)
+    unknown = re.search(r"(?:(?:does not accept option|Key|key) ['\"]|nrecognized arguments: --)([\w.]+)", text)
     if unknown and re.search(r"not accept|nrecognized|not expected|nexpected", text):
         name = unknown.group(1)
         known = [key for key in parser.get_defaults().as_flat().__dict__ if key != "config"]

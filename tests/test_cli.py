@@ -288,6 +288,7 @@ def test_bad_flags(tiny, tmp_path, capsys, flags):
 BAD_FILES = {
     "serach: {epochs: 2}": "unknown name 'serach.epochs', did you mean search.epochs?",
     "search: {epoch: 2}": "Known: search.epochs, search.batch_size",
+    "space: {wdth: 2}": "unknown name 'space.wdth', did you mean space.width? Known: space.width, space.num_cells",
     "search: {epochs: 2": "Problems parsing config",
     "search: 3": "search",
 }
