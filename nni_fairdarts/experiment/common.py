@@ -1,0 +1,74 @@
+"""What a search and a retraining have in common: images, seeds, the evaluator's parts, versions."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from nni.nas.evaluator.pytorch import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from nni_fairdarts import datasets
+from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.network import check_image_size
+from nni_fairdarts.training import ImageTraining
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those its numbers depend on."""
+    names = ("nni-fairdarts", "nni", "torch", "torchvision", "pytorch-lightning", "numpy")
+    return {name: version(name) for name in names}
+
+
+def load_images(config: RunConfig) -> datasets.ImageData:
+    """The configured data set. Raises InputError where it, or the device, is not there, or images do not fit."""
+    images = datasets.load(
+        config.data.name, config.data.root, config.data.download, config.data.image_size, config.seed
+    )
+    check_image_size(images.image_size, config.space.dataset)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch sees no CUDA device here; use --device auto or cpu")
+    return images
+
+
+def prepare(config: RunConfig) -> None:
+    """Set the seed of everything random, and the threads."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:
+    """The evaluator's module with the settings that searching and retraining share, and ``more``."""
+    return ImageTraining(
+        images.num_classes,
+        settings.learning_rate,
+        settings.learning_rate_min,
+        settings.momentum,
+        settings.weight_decay,
+        **more,
+    )
+
+
+def trainer_of(config: RunConfig, folder: Path, epochs: int, **options) -> Trainer:
+    """A trainer that leaves checkpoints and TensorBoard's events in ``folder``."""
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="epoch{epoch:03d}",
+        auto_insert_metric_name=False,
+        save_last=True,
+        save_on_train_epoch_end=True,  # behind the history: an epoch in the checkpoint is in the history too
+    )
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="gpu" if config.device == "cuda" else config.device,
+        devices=1,
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        callbacks=[checkpoints],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        **options,
+    )
