@@ -52,9 +52,12 @@ class ImageTraining(SupervisedLearningModule):
         loss = self.training_criterion(logits, y)
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * self.training_criterion(auxiliary, y)
-        require_finite("train_loss", float(loss.detach()), self.trainer, batch_idx)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def on_before_backward(self, loss):
+        # Not in training_step: in a search that runs for α too, and the search itself says whose loss it was.
+        require_finite("train_loss", float(loss.detach()), self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(
