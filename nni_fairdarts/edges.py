@@ -64,6 +64,7 @@ def cell_sample(cell: str, edges) -> dict:
 
 
 def checked_edge(where, edge) -> Edge:
+    """``edge``, or (operation, node, source), as an Edge. Raises InputError, beginning with ``where``."""
     if not isinstance(edge, Edge):
         if not isinstance(edge, list | tuple) or len(edge) != 3:
             raise InputError(f"{where} must be (operation, node, source), got {shortened(edge)}")
@@ -80,12 +81,14 @@ def checked_edge(where, edge) -> Edge:
 
 
 def checked_edges(cell, edges) -> tuple[Edge, ...]:
+    """The edges of a cell as Edges, in their order. Raises InputError, naming the cell and the place."""
     if not isinstance(edges, list | tuple):
         raise InputError(f"{cell} must be a list of edges, got {shortened(edges)}")
     return tuple(checked_edge(f"{cell}[{i}]", edge) for i, edge in enumerate(edges))
 
 
 def checked_concat(key, nodes) -> tuple[int, ...]:
+    """The nodes that a cell concatenates, each once. Raises InputError, naming ``key``."""
     listed = isinstance(nodes, list | tuple | range) and all(type(node) is int and node >= 2 for node in nodes)
     if not listed or len(set(nodes)) != len(nodes):
         raise InputError(f"{key} must be a list of different node numbers from 2, got {shortened(nodes)}")
@@ -93,6 +96,7 @@ def checked_concat(key, nodes) -> tuple[int, ...]:
 
 
 def sampled_edges(cell, slots, nodes) -> tuple[Edge, ...]:
+    """A cell's edges in NNI's slots, {(node, slot): {"op": operation, "input": [source]}}. Raises InputError."""
     edges = []
     for (node, slot), choice in sorted(slots.items()):
         operation, source = f"{cell}/op_{node}_{slot}", f"{cell}/input_{node}_{slot}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from nni_fairdarts.arguments import read_config
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.files import write_text
 from nni_fairdarts.history import read_history
 
 
@@ -38,18 +39,13 @@ def resumable(folder: Path) -> bool:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
+    """Write the run's ``config.yaml``."""
     write_text(folder / "config.yaml", to_yaml(config))
 
 
 def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` as readable JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def run_of(folder: Path) -> RunConfig:

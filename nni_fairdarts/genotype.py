@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,6 +17,7 @@ from nni_fairdarts.edges import (
     shortened,
 )
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.files import write_text
 
 CELLS = ("normal", "reduce")
 STYLES = ("fairdarts", "darts")
@@ -93,16 +93,10 @@ class Genotype:
         path = Path(path)
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in self.to_json().items()]
         text = "{\n" + ",\n".join(lines).replace("], [", "],\n    [") + "\n}\n"
-        # Not tempfile: its files can be read by their owner alone, also after the move.
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
         try:
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, path)
+            write_text(path, text)
         except OSError as error:
             raise InputError(f"cannot write a genotype to {path}: {error.strerror}; choose another path") from error
-        finally:
-            with suppress(OSError):  # gone after the move
-                temporary.unlink()
 
     @classmethod
     def load(cls, path) -> "Genotype":

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from nni_fairdarts.files import write_text
+
 
 def epoch_line(record: dict, epochs: int | None) -> str:
     """One line about an epoch, for people."""
@@ -25,9 +27,7 @@ def append_epoch(path: Path, record: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = [r for r in read_history(path) if r["epoch"] < record["epoch"]] if path.exists() else []
     lines = [json.dumps(r) for r in (*earlier, record)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_history(path: Path) -> list[dict]:

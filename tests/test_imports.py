@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nni_fairdarts"
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "_nni": 0,
     "edges": 1,
     "config": 1,

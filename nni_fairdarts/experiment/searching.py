@@ -52,6 +52,7 @@ def resume(folder: Path) -> dict:
 
 
 def search_loaders(config: RunConfig, images: datasets.ImageData):
+    """Loaders of the weights' half, of α's, and of α's to validate on. Raises InputError where sizes do not fit."""
     augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, config.search.cutout)
     return data.search_loaders(
         images, config.search.batch_size, augmentation, config.data.workers, config.search.train_portion
