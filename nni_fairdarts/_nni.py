@@ -14,15 +14,33 @@ if not nni.__version__.startswith("3.0"):
 # place of DARTS and its kin that only raise.
 import nni.nas.strategy  # noqa: E402
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
+from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule._expression_utils import weighted_sum
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.differentiable import MixedOpDifferentiablePolicy
+from nni.nas.oneshot.pytorch.supermodule.operation import (
+    MixedBatchNorm2d,
+    MixedConv2d,
+    MixedLayerNorm,
+    MixedLinear,
+    MixedMultiHeadAttention,
+    MixedOperation,
+    MixedOperationSamplingPolicy,
+)
 
 __all__ = [
     "BaseSuperNetModule",
     "DartsLightningModule",
+    "ExpectationProfilerPenalty",
+    "MixedBatchNorm2d",
+    "MixedConv2d",
+    "MixedLayerNorm",
+    "MixedLinear",
+    "MixedMultiHeadAttention",
     "MixedOpDifferentiablePolicy",
+    "MixedOperation",
+    "MixedOperationSamplingPolicy",
     "OneShotStrategy",
     "weighted_sum",
 ]

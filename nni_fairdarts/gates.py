@@ -9,6 +9,21 @@ RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid}
 """Relaxation by name: architecture parameters α (..., operations) -> gates of the same shape."""
 
 
+def one_of_many(alpha: Tensor) -> Tensor:
+    """Weights (values,) of a choice that keeps exactly one of its values, such as a depth, a width or a kernel.
+
+    p = softmax(α), in (0, 1), summing to 1; equal at α = 0. Fair DARTS takes the competition out of the softmax
+    because several operations may stay on. Two depths or widths may not: with independent gates all could end at 1,
+    and the network that is exported would be none that was trained, or all at 0, and nothing would pass. So here the
+    values compete, and the weights are those of an expectation. Ours; the paper has no such choices.
+
+    The zero-one loss sees these weights beside the gates, once a label, and not the sums and products that layers make
+    of them. Of weights that sum to 1 its L2 form is a constant minus their mean square: it does not prefer any value
+    at equal weights, is least where one weight is 1, and so closes the same gap to the network that is exported.
+    """
+    return torch.softmax(alpha, 0)
+
+
 def zero_one_l2(gates: Tensor) -> Tensor:
     """Mean of -(g - 1/2)^2 over all gates, in [-1/4, 0]. Fair DARTS, arXiv 1911.12126, eq. 7: the method."""
     return -(gates - 0.5).square().mean()

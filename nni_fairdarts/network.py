@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from nni.mutable import Mutable
 from nni.nas.hub.pytorch.nasnet import NDS, OPS, AuxiliaryHead, CellPreprocessor
 from nni.nas.hub.pytorch.utils.nn import DropPath
 from nni.nas.space import model_context
@@ -216,28 +217,38 @@ def _check_buildable(genotype: Genotype, width: int, num_cells: int, dataset: st
 def derive_network(space: NDS, sample: Mapping, style: str = "fairdarts") -> DerivedNetwork:
     """The network that ``sample`` (NNI's architecture dict, with any number of slots per node) names in ``space``.
 
-    Classes and channels are those of the space's layers; the weights are fresh. ``style``: see ``Genotype``.
+    Classes and channels are those of the space's layers; ``width`` and ``depth`` are the sample's where the space
+    leaves them open. The weights are fresh. ``style``: see ``Genotype``.
     """
     if not isinstance(space, NDS):
         raise InputError(
             f"derive_network takes a DARTS-like hub space, got {type(space).__name__}; use space.freeze(sample)"
         )
-    for name in ("width", "num_cells"):
-        if not isinstance(getattr(space, name), int):
-            raise InputError(f"a network is derived from a space with one {name}, this one has a choice; fix it")
+    sizes = {name: _size(space, sample, name, label) for name, label in (("width", "width"), ("num_cells", "depth"))}
+    sample = {label: choice for label, choice in sample.items() if label not in ("width", "depth")}
     genotype = Genotype.from_sample(sample, nodes=space.num_nodes_per_cell, style=style)
     if space.merge_op == "loose_end":
         genotype = genotype.loose_ends()
     return DerivedNetwork(
         genotype,
-        width=space.width,
-        num_cells=space.num_cells,
+        **sizes,
         num_classes=space.classifier.out_features,
         in_channels=stem_channels(space),
         dataset=space.dataset,
         auxiliary_loss=space.auxiliary_loss,
         drop_path_prob=space.drop_path_prob,
     )
+
+
+def _size(space: NDS, sample: Mapping, name: str, label: str) -> int:
+    """``space``'s width or number of cells or, where it is a choice (NNI labels it ``label``), what the sample says."""
+    size = getattr(space, name)
+    if isinstance(size, int):
+        return size
+    known = list(size.grid()) if isinstance(size, Mutable) else list(size)
+    if sample.get(label) not in known:
+        raise InputError(f"the sample's {label} must be one of {', '.join(map(str, known))}, got {sample.get(label)!r}")
+    return sample[label]
 
 
 def stem_channels(space: NDS) -> int:

@@ -15,7 +15,7 @@ from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError, require_finite
 from nni_fairdarts.gates import LOSSES, flat
 from nni_fairdarts.history import append_epoch, epoch_line
-from nni_fairdarts.supernet import GatedModule
+from nni_fairdarts.supernet import Choice, choices_of
 
 
 @contextmanager
@@ -75,21 +75,30 @@ class FairDartsModule(DartsLightningModule):
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
-    def gated_modules(self) -> dict[str, GatedModule]:
-        """One gated module per label, in the order of the space; those of one label share α."""
-        modules: dict[str, GatedModule] = {}
+    def choices(self) -> dict[str, Choice]:
+        """The choice of each label, in the order of the space; modules of one label share it."""
+        choices: dict[str, Choice] = {}
         for module in self.supernet_modules():
-            if isinstance(module, GatedModule):
-                modules.setdefault(module.label, module)
-        return modules
+            for choice in choices_of(module):
+                choices.setdefault(choice.label, choice)
+        return choices
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """α in the order of the space: the same in every process (NNI's set is not, and Adam's state goes by order)."""
-        return list(
-            dict.fromkeys(
-                p for m in self.supernet_modules() if hasattr(m, "arch_parameters") for p in m.arch_parameters()
-            )
-        )
+        found: dict[nn.Parameter, None] = {}
+        for module in self.supernet_modules():
+            found.update(dict.fromkeys(choice.alpha for choice in choices_of(module)))
+            if hasattr(module, "arch_parameters"):
+                found.update(dict.fromkeys(module.arch_parameters()))
+        return list(found)
+
+    def skip_connections(self) -> dict[str, int]:
+        """How many skip connections the discretisation would keep now, for each label that has operations."""
+        skips: dict[str, int] = {}
+        for module in self.supernet_modules():
+            if hasattr(module, "skip_connections") and module.label not in skips:
+                skips[module.label] = module.skip_connections()
+        return skips
 
     def configure_architecture_optimizers(self):
         alphas = self.arch_parameters()
@@ -108,7 +117,7 @@ class FairDartsModule(DartsLightningModule):
         self._alphas = self.arch_parameters()
         known = set(self._alphas)
         self._weights = [p for p in self.parameters() if p not in known]
-        self._gated = self.gated_modules()
+        self._choices = self.choices()
         self._check_history()
         return super().on_fit_start()
 
@@ -170,9 +179,9 @@ class FairDartsModule(DartsLightningModule):
 
     def zero_one(self) -> Tensor:
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
-        if not self._gated:  # every choice went to hooks of the user's
+        if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
-        return self.zero_one_loss(flat(module.gates() for module in self._gated.values()))
+        return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
 
     def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
         value = loss.detach()
@@ -228,9 +237,9 @@ class FairDartsModule(DartsLightningModule):
 
     def epoch_record(self) -> dict:
         """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
-        gates = {label: module.gate_values() for label, module in self._gated.items()}
+        gates = {label: choice.values() for label, choice in self._choices.items()}
         with torch.no_grad():
-            everything = flat(m.gates() for m in self._gated.values()).tolist() if self._gated else []
+            everything = flat(c.gates() for c in self._choices.values()).tolist() if self._choices else []
             zero_one = float(self.zero_one())
         metrics = {
             name: float(value)
@@ -246,10 +255,10 @@ class FairDartsModule(DartsLightningModule):
             "decided_gates": decided_share(everything) if everything else None,
             "open_gates": open_gates(everything, self.threshold),
             "gates_total": len(everything),
-            "skip_connections": {label: module.skip_connections() for label, module in self._gated.items()},
+            "skip_connections": self.skip_connections(),
             "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._epoch_began,
-            "operations": {label: list(module.operations) for label, module in self._gated.items()},
+            "operations": {label: list(choice.operations) for label, choice in self._choices.items()},
             "gates": gates,
         }
 

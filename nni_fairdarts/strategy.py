@@ -12,13 +12,25 @@ from nni.nas.nn.pytorch import Cell
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 from torch import Tensor, nn
 
-from nni_fairdarts._nni import MixedOpDifferentiablePolicy, OneShotStrategy
+from nni_fairdarts._nni import OneShotStrategy
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.freezing import freeze
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
-from nni_fairdarts.network import check_image_size, derive_network, stem_channels
+from nni_fairdarts.inheritance import inherit, reestimate_batch_norm
+from nni_fairdarts.network import check_image_size, stem_channels
 from nni_fairdarts.search import FairDartsModule
-from nni_fairdarts.supernet import HOOKS, OPTIONS_KEY, GatedModule, SupernetOptions, refuse_unsupported
+from nni_fairdarts.supernet import (
+    EXPORTS,
+    HOOKS,
+    OPTIONS_KEY,
+    REPLACED,
+    SupernetOptions,
+    ValuePolicy,
+    choices_of,
+    read_whole_cells,
+    refuse,
+)
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
 
 
@@ -52,6 +64,17 @@ class FairDARTS(nni.nas.strategy.DARTS):
     candidate_norm
         "paper": inside cells and choices no learnable batch-norm scales, a batch norm after each pooling candidate;
         "space": as the space built it.
+    export
+        "single": what NNI's samples can say, the strongest candidate of a ``LayerChoice``; "multi": every candidate
+        (and input of an ``InputChoice``) whose gate reaches the threshold, for ``nni_fairdarts.freeze``.
+    inherit_weights
+        The exported network has the supernet's weights in place of fresh ones.
+    reestimate_batches
+        With inherited weights: batches of the evaluator's training loader from which the exported network's batch
+        norms are estimated anew; 0 keeps the supernet's.
+    recompute
+        Compute candidates again in the backward pass in place of keeping what they put out: less memory, more time,
+        the same numbers.
     log_prob_every_n_step
         Steps between two records of every gate in Lightning's loggers; 0 for none.
     mutation_hooks
@@ -80,6 +103,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = 5.0,
         candidate_norm: str = "paper",
+        export: str = "single",
+        inherit_weights: bool = False,
+        reestimate_batches: int = 0,
+        recompute: bool = False,
         log_prob_every_n_step: int = 10,
         mutation_hooks: list | None = None,
         penalty=None,
@@ -104,6 +131,13 @@ class FairDARTS(nni.nas.strategy.DARTS):
             raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
         _known("zero_one_loss", zero_one_loss, LOSSES)
         _known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
+        _known("export", export, EXPORTS)
+        _check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
+        if reestimate_batches and not inherit_weights:
+            raise InputError(
+                "reestimate_batches estimates batch norms for inherited weights; give inherit_weights=True, or leave "
+                "it at 0 for a network with fresh weights"
+            )
         self.discretization = Discretization(discretization, threshold)
         super().__init__(
             mutation_hooks=mutation_hooks,
@@ -119,6 +153,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.alpha_init = alpha_init
         self.single_level = single_level
         self.candidate_norm = candidate_norm
+        self.export = export
+        self.inherit_weights = inherit_weights
+        self.reestimate_batches = reestimate_batches
+        self.recompute = recompute
         self.validation_dataloaders = validation_dataloaders
         self.history = None if history is None else Path(history)
         self._original_space = None
@@ -140,13 +178,19 @@ class FairDARTS(nni.nas.strategy.DARTS):
 
     def mutate_model(self, model):
         """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices."""
-        if any(isinstance(module, GatedModule) for module in model.modules()):
+        if any(choices_of(module) for module in model.modules()):
             raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
         # Of a hub space only the sizes are read again.
         self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
-        refuse_unsupported(model, "")
+        refuse(model, "", {}, {})
         self._options = SupernetOptions(
-            RELAXATIONS["sigmoid"], self.candidate_norm, self.discretization, self.alpha_init, _like(model)
+            RELAXATIONS["sigmoid"],
+            self.candidate_norm,
+            self.discretization,
+            self.alpha_init,
+            _like(model),
+            self.export,
+            self.recompute,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -155,6 +199,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             if hasattr(mutable, "values")
         }
         OneShotStrategy.mutate_model(self, model)
+        read_whole_cells(model)
         if isinstance(model, NDS):
             model.register_forward_pre_hook(_check_images)
         return model
@@ -163,17 +208,20 @@ class FairDARTS(nni.nas.strategy.DARTS):
         if not memo.get("_validated"):
             memo.update(self._arch_parameters)
             memo["_validated"] = True
-        if hook not in self.extra_mutation_hooks:
-            refuse_unsupported(module, name)
-            if isinstance(module, Cell) and not isinstance(self._original_space, NDS):
-                raise InputError(
-                    f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
-                    f"{type(self._original_space).__name__} has one of its own at {name!r}: only the hub tells how the "
-                    "next cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
-                    "nni.nas.hub.pytorch.nasnet.NDS"
-                )
+        hook = getattr(REPLACED.get(getattr(hook, "__self__", None)), "mutate", hook)
+        if (
+            hook not in self.extra_mutation_hooks
+            and isinstance(module, Cell)
+            and not isinstance(self._original_space, NDS)
+        ):
+            raise InputError(
+                f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
+                f"{type(self._original_space).__name__} has one of its own at {name!r}: only the hub tells how the "
+                "next cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
+                "nni.nas.hub.pytorch.nasnet.NDS"
+            )
         kwargs = {
-            "mixed_op_sampling": MixedOpDifferentiablePolicy,
+            "mixed_op_sampling": ValuePolicy,
             "softmax": self.configure_softmax(),
             OPTIONS_KEY: self._options,
         }
@@ -212,30 +260,49 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.oneshot_module.set_model(self.supernet)
         sample = self.oneshot_module.export()
         style = "darts" if self.discretization.rule == "darts" else "fairdarts"
-        yield DerivedModelSpace(self._original_space, self.model_space.evaluator, sample, style)
+        yield DerivedModelSpace(
+            self._original_space,
+            self.model_space.evaluator,
+            sample,
+            style,
+            self.supernet if self.inherit_weights else None,
+            self.reestimate_batches,
+        )
 
 
 class DerivedModelSpace(RawFormatModelSpace):
-    """One frozen model of NNI's kind whose ``sample`` may give a node none, one or more than two inputs."""
+    """One frozen model of NNI's kind whose ``sample`` may keep more, or less, than NNI's can say.
 
-    def __init__(self, model_space, evaluator, sample: dict, style: str = "fairdarts"):
+    ``supernet``: where its weights come from, fresh ones without it; ``reestimate_batches``: of the evaluator's
+    training loader, for its batch norms.
+    """
+
+    def __init__(self, model_space, evaluator, sample, style="fairdarts", supernet=None, reestimate_batches=0):
         super().__init__(model_space, evaluator)
         self.sample = sample
         self.style = style
+        self.supernet = supernet
+        self.reestimate_batches = reestimate_batches
         self.status = ModelStatus.Frozen
         self._model: weakref.ReferenceType | None = None
 
     def executable_model(self) -> nn.Module:
-        """The derived network, with fresh weights; the same object as long as somebody holds it."""
+        """The derived network; the same object as long as somebody holds it."""
         model = self._model() if self._model is not None else None
         if model is None:
-            if isinstance(self.model_space, NDS):
-                model = derive_network(self.model_space, self.sample, self.style)
-            else:
-                # A copy: NNI's freeze hands out the chosen candidates themselves.
-                model = copy.deepcopy(self.model_space).freeze(self.sample)
+            model = freeze(self.model_space, self.sample, self.style)
+            if self.supernet is not None:
+                inherit(model, self.supernet, self.sample)
+                if self.reestimate_batches:
+                    reestimate_batch_norm(model, _training_batches(self.evaluator), self.reestimate_batches)
             self._model = weakref.ref(model)
         return model
+
+
+def _training_batches(evaluator):
+    """The evaluator's training loader, or its data module's."""
+    module = evaluator.datamodule
+    return evaluator.train_dataloaders if module is None else module.train_dataloader()
 
 
 def register() -> None:

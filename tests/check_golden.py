@@ -93,7 +93,7 @@ def search_step(file, meta: dict) -> Deviations:
         def on_after_backward(self):
             gradients = {
                 f"grad_alphas_{label}": m.alpha.grad.clone()
-                for label, m in strategy.oneshot_module.gated_modules().items()
+                for label, m in strategy.oneshot_module.choices().items()
                 if m.alpha.requires_grad
             }
             seen[-1].update(gradients)

@@ -26,11 +26,13 @@ LAYERS = {
     "spaces": 3,
     "supernet": 4,
     "network": 4,
+    "freezing": 5,
     "published": 5,
     "search": 5,
-    "strategy": 6,
-    "experiment": 7,
-    "cli": 8,
+    "inheritance": 6,
+    "strategy": 7,
+    "experiment": 8,
+    "cli": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -21,7 +21,7 @@ from nni_fairdarts.history import append_epoch, epoch_line, read_history
 
 
 def alphas_of(strategy):
-    return {label: module.alpha for label, module in strategy.oneshot_module.gated_modules().items()}
+    return {label: module.alpha for label, module in strategy.oneshot_module.choices().items()}
 
 
 # -- which gradients -----------------------------------------------------------------------------------------------

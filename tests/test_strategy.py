@@ -163,7 +163,7 @@ def test_every_kind_of_evaluator(evaluators, choices, search, tmp_path, kind):
 
 
 def alphas(strategy):
-    return {label: module.alpha for label, module in strategy.oneshot_module.gated_modules().items()}
+    return {label: module.alpha for label, module in strategy.oneshot_module.choices().items()}
 
 
 # -- export --------------------------------------------------------------------------------------------------------

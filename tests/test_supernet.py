@@ -6,15 +6,17 @@ from functools import partial
 import nni
 import pytest
 import torch
-from nni.mutable import frozen_context
-from nni.nas.hub.pytorch import DARTS, PNAS, NASNet
-from nni.nas.hub.pytorch.nasnet import OPS
+from nni.mutable import MutableExpression, frozen_context
+from nni.nas.hub.pytorch import DARTS, PNAS, NasBench101
+from nni.nas.hub.pytorch.nasnet import NDS, OPS, Zero
 from nni.nas.nn.pytorch import (
     Cell,
     InputChoice,
     LayerChoice,
     ModelSpace,
     MutableConv2d,
+    MutableDropout,
+    MutableLinear,
     MutableModule,
     Repeat,
 )
@@ -345,31 +347,58 @@ class RootChoice(Space):
         self.add_mutable(nni.choice("ratio", [1, 2]))
 
 
+class WithNone(NDS):
+    def __init__(self):
+        super().__init__(["none", "skip_connect", "conv_3x3"], width=4, num_cells=3, dataset="cifar")
+
+
 class OwnCell(ModelSpace):
     def __init__(self):
         super().__init__()
         self.cell = Cell([lambda *_: conv(), lambda *_: conv(5)], num_nodes=2, label="own")
 
 
-YET = "yet: it searches LayerChoice, and Cell in NNI's hub spaces. Fix this choice"
+class Concatenates(ModelSpace):
+    def __init__(self, reduction):
+        super().__init__()
+        self.choose = InputChoice(2, reduction=reduction, label="which")
 
 
 @pytest.mark.parametrize(
     ("space", "texts"),
     [
-        (Chooses, ["cannot search InputChoice 'choose' (choices: which)", YET, "mutation_hooks"]),
-        (lambda: Space(lambda: Repeat(conv(), (1, 3), label="depth")), ["Repeat 'body.0' (choices: depth)", YET]),
+        (lambda: Concatenates("concat"), ["InputChoice 'which' has reduction 'concat'", "reduction='sum' or 'mean'"]),
+        (lambda: Concatenates("none"), ["InputChoice 'which' has reduction 'none'", "reduction='sum' or 'mean'"]),
         (
-            lambda: Space(lambda: MutableConv2d(4, nni.choice("out", [4, 8]), 1)),
-            ["MutableConv2d 'body.0' (choices: out)", YET],
+            lambda: Space(lambda: MutableConv2d(4, 4, 1, stride=nni.choice("s", [1, 2]))),
+            ["MutableConv2d 'body.0': FairDARTS cannot search stride, only in_channels", "into a LayerChoice"],
         ),
         (
-            lambda: Space(lambda: LayerChoice([Repeat(conv(), (1, 3), label="d"), conv()], label="a")),
-            ["Repeat", "body.0.0"],
+            lambda: Space(lambda: MutableDropout(nni.choice("rate", [0.1, 0.5]))),
+            ["cannot search MutableDropout 'body.0' (choices: rate)", "Fix this choice", "mutation_hooks"],
         ),
-        (DARTS, ["MutableConv2d 'stem.0' (choices: width)", "DARTS(width=16, num_cells=8, dataset='cifar')"]),
-        (lambda: DARTS(width=4, num_cells=(3, 6)), ["'stages.0' (choices: depth)", YET]),
-        (lambda: NASNet(num_cells=3), ["MutableConv2d 'stem.0' (choices: width)"]),
+        (
+            lambda: Space(lambda: MutableDropout(nni.uniform("rate", 0, 1))),
+            ["cannot search MutableDropout 'body.0' (choices: rate)"],
+        ),
+        (
+            lambda: Space(lambda: MutableLinear(4, MutableExpression.to_int(nni.uniform("wide", 2, 9)))),
+            ["finitely many values, but MutableLinear has 'wide'", "nni.choice with a list of values"],
+        ),
+        (lambda: NasBench101(4, 1, 1), ["NasBench101Cell 'features.0'", "use NasBench201", "multi-trial strategy"]),
+        (lambda: WithNone(), ["Cell 'normal' has the operation 'none'", "leave it out"]),
+        (
+            lambda: Space(lambda: LayerChoice({"none": Zero(1)}, label="a")),
+            ["LayerChoice 'a' has only zero operations"],
+        ),
+        (
+            lambda: DARTS(width=4, num_cells=(2, 6)),
+            ["stages.0: a depth of the space", "every num_cells must be 3 or more"],
+        ),
+        (
+            lambda: Space(lambda: Repeat(LayerChoice([conv(), conv(5)], label="a"), nni.choice("a", [0, 1]))),
+            ["label 'a' is shared by a choice of operations or inputs", "labels of their own"],
+        ),
         (RootChoice, ["RootChoice at the space's root (choices: ratio)"]),
         (OwnCell, ["Cell in NNI's hub spaces", "OwnCell has one of its own at 'cell'", "nasnet.NDS"]),
         (

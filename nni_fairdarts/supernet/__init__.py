@@ -1,40 +1,77 @@
 """What stands in a supernet where the space had a choice.
 
-One module per primitive of NNI: ``cell.py`` for ``Cell``, ``layer.py`` for ``LayerChoice``. ``InputChoice``,
-``Repeat`` and mutable operations have their place here too; until they do, ``refuse_unsupported`` names them.
+One module per primitive of NNI: ``cell.py`` for ``Cell``, ``layer.py`` for ``LayerChoice``, ``input.py`` for
+``InputChoice``, ``depth.py`` for ``Repeat`` and the hub's stages, ``values.py`` for layers with a choice among their
+arguments.
 """
 
-from nni.nas.nn.pytorch import Cell, LayerChoice, MutableModule
+from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
+from nni.nas.nn.pytorch import MutableModule
 from torch import nn
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.cell import GatedCell
-from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions
+from nni_fairdarts.supernet.depth import REPLACED, GatedRepeat, GatedStage
+from nni_fairdarts.supernet.gated import EXPORTS, OPTIONS_KEY, Choice, GatedModule, SupernetOptions
+from nni_fairdarts.supernet.input import GatedInput
 from nni_fairdarts.supernet.layer import GatedLayer
+from nni_fairdarts.supernet.values import OPERATIONS, GatedReduce, ValuePolicy, ValueWeights, read_whole_cells
 
 __all__ = [
+    "EXPORTS",
     "HOOKS",
     "OPTIONS_KEY",
+    "REPLACED",
+    "Choice",
     "GatedCell",
+    "GatedInput",
     "GatedLayer",
     "GatedModule",
+    "GatedRepeat",
+    "GatedStage",
     "SupernetOptions",
-    "refuse_unsupported",
+    "ValuePolicy",
+    "choices_of",
+    "read_whole_cells",
+    "refuse",
 ]
 
-HOOKS = [GatedLayer.mutate, GatedCell.mutate]
-"""NNI mutation hooks in the order they are tried."""
+
+def choices_of(module: nn.Module) -> tuple[Choice, ...]:
+    """The choices of one supernet module; none where it is not one of this package's."""
+    if isinstance(module, GatedModule):
+        return module.choices()
+    weights = getattr(module, "value_weights", None)
+    return weights.choices() if isinstance(weights, ValueWeights) else ()
 
 
-def refuse_unsupported(module: nn.Module, name: str) -> None:
-    """Raise InputError, naming it, where ``module`` chooses something that has no gated counterpart yet."""
-    if not isinstance(module, MutableModule) or not module.mutables or type(module) in (LayerChoice, Cell):
+def refuse(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> None:
+    """NNI's mutation hook behind all others: raise InputError where ``module`` still has a choice."""
+    if not isinstance(module, MutableModule) or not module.mutables:
         return
     where = repr(name) if name else "at the space's root"
+    if isinstance(module, NasBench101Cell):
+        raise InputError(
+            f"FairDARTS cannot search NasBench101Cell {where}: its operations, edges and their number are bound by one "
+            "constraint that no set of gates can keep; use NasBench201, or search it with a multi-trial strategy"
+        )
     labels = sorted({label for mutable in module.mutables for label in mutable.simplify()})
     raise InputError(
-        f"FairDARTS cannot search {type(module).__name__} {where} (choices: "
-        f"{', '.join(labels)}) yet: it searches LayerChoice, and Cell in NNI's hub spaces. Fix this choice (for a hub "
-        "space give one width and one depth, such as DARTS(width=16, num_cells=8, dataset='cifar')), or pass a hook "
-        "for it in mutation_hooks"
+        f"FairDARTS cannot search {type(module).__name__} {where} (choices: {', '.join(labels)}): it searches "
+        "LayerChoice, InputChoice, Repeat, Cell, and widths and kernels of "
+        f"{', '.join(operation.bound_type.__name__ for operation in OPERATIONS)}. Fix this choice, put whole layers "
+        "into a LayerChoice, or pass a hook for it in mutation_hooks"
     )
+
+
+HOOKS = [
+    GatedLayer.mutate,
+    GatedInput.mutate,
+    GatedCell.mutate,
+    GatedStage.mutate,
+    GatedRepeat.mutate,
+    GatedReduce.mutate,
+    *(operation.mutate for operation in OPERATIONS),
+    refuse,
+]
+"""NNI mutation hooks in the order they are tried."""

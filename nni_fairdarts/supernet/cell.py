@@ -7,8 +7,9 @@ from torch import nn
 
 from nni_fairdarts.discretize import keep
 from nni_fairdarts.edges import cell_sample
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha
-from nni_fairdarts.supernet.norm import drop_scales, normalize_pooling
+from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
 class GatedCell(GatedModule):
@@ -32,17 +33,22 @@ class GatedCell(GatedModule):
         self.postprocessor = cell.postprocessor
         self.alpha = alpha
         self.operations = tuple(cell.op_candidates_factory)
-        self.edges = nn.ModuleList(self._candidates(cell, node, source) for node, source in self._edge_indices())
+        self.edges = nn.ModuleList(self._candidates(cell, node, source) for node, source in self.edge_indices())
         if options.candidate_norm == "paper" and isinstance(self.preprocessor, nn.Module):
             drop_scales(self.preprocessor)
         for mutable in cell.simplify().values():  # the space keeps its labels, for strategies that come after
             self.add_mutable(mutable)
 
-    def _edge_indices(self):
+    def edge_indices(self):
         return [(node, source) for node in self.output_node_indices for source in range(node)]
 
     def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
         ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)
+        if zeros := [name for name, op in ops.items() if is_zero(name, op)]:
+            raise InputError(
+                f"Cell {cell.label!r} has the operation {zeros[0]!r}, whose gate nothing depends on; leave it out: "
+                "with a gate on every operation an edge is off when all its gates are"
+            )
         if self.options.candidate_norm == "paper":
             for op in ops.values():
                 drop_scales(op)
@@ -71,7 +77,7 @@ class GatedCell(GatedModule):
         gates = iter(self.gates().flatten().unbind())  # (edges * operations) scalars in (0, 1)
         edges = iter(self.edges)
         for _ in range(self.num_nodes):
-            terms = [next(gates) * op(state) for state in states for op in next(edges).values()]
+            terms = [next(gates) * self.run(op, state) for state in states for op in next(edges).values()]
             states.append(sum(terms[1:], terms[0]))
         output = torch.cat(states[self.num_predecessors :], self.concat_dim)
         return self.postprocessor(output, inputs)
@@ -86,7 +92,7 @@ class GatedCell(GatedModule):
 
     def export_probs(self, memo):
         """Every edge's gates, under labels like ``normal/2_0`` (node 2 from state 0)."""
-        labels = [f"{self.label}/{node}_{source}" for node, source in self._edge_indices()]
+        labels = [f"{self.label}/{node}_{source}" for node, source in self.edge_indices()]
         if labels[0] in memo:
             return {}
         return {

@@ -1,5 +1,6 @@
 """What every gated module of a supernet has in common."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,16 +10,21 @@ from torch import Tensor, nn
 from nni_fairdarts._nni import BaseSuperNetModule
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.supernet.recompute import recomputed
 
 OPTIONS_KEY = "fairdarts"
 """Under this key of NNI's ``mutate_kwargs`` the strategy hands its options to the hooks."""
+
+EXPORTS = ("single", "multi")
+"""single: a LayerChoice keeps its strongest candidate; multi: all whose gates reach the threshold."""
 
 
 @dataclass(frozen=True)
 class SupernetOptions:
     """How a space becomes a supernet: relaxation of α, batch norms of candidates, discretisation, α's start.
 
-    ``like`` is one of the space's parameters: what is made new is of its dtype and on its device.
+    ``like`` is one of the space's parameters: what is made new is of its dtype and on its device. ``export`` is one
+    of EXPORTS; ``recompute``: candidates are computed again in the backward pass instead of being kept.
     """
 
     relaxation: Callable[[Tensor], Tensor]
@@ -26,11 +32,36 @@ class SupernetOptions:
     discretization: Discretization
     alpha_init: float
     like: Tensor
+    export: str = "single"
+    recompute: bool = False
 
     def new_alpha(self, shape: Sequence[int]) -> nn.Parameter:
         """α of ``shape`` at its start, in float32 or better: half precision is too coarse for it."""
         dtype = torch.promote_types(self.like.dtype, torch.float32)
         return nn.Parameter(torch.full(tuple(shape), self.alpha_init, dtype=dtype, device=self.like.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One label of a supernet: its α, how α becomes gates, and what the gates of its last dimension stand for.
+
+    ``exclusive``: one of many (see ``nni_fairdarts.gates.one_of_many``), the gates sum to 1; else each is its own.
+    """
+
+    label: str
+    operations: tuple
+    alpha: nn.Parameter
+    relaxation: Callable[[Tensor], Tensor]
+    exclusive: bool = False
+
+    def gates(self) -> Tensor:
+        """Gates in (0, 1), of α's shape."""
+        return self.relaxation(self.alpha)
+
+    def values(self) -> list:
+        """Gates as nested lists of Python floats, without gradient."""
+        with torch.no_grad():
+            return self.gates().tolist()
 
 
 class GatedModule(BaseSuperNetModule):
@@ -44,6 +75,9 @@ class GatedModule(BaseSuperNetModule):
     operations: tuple[str, ...]
     options: SupernetOptions
 
+    def choices(self) -> tuple[Choice, ...]:
+        return (Choice(self.label, self.operations, self.alpha, self.options.relaxation),)
+
     def gates(self) -> Tensor:
         """Gates in (0, 1), of ``alpha``'s shape."""
         return self.options.relaxation(self.alpha)
@@ -53,9 +87,28 @@ class GatedModule(BaseSuperNetModule):
         with torch.no_grad():
             return self.gates().tolist()
 
-    def skip_connections(self) -> int:
-        """Number of skip connections that the discretisation would keep now."""
-        raise NotImplementedError
+    def run(self, candidate: nn.Module, *args, **kwargs):
+        """What ``candidate`` makes of the arguments, computed again in the backward pass if the options say so."""
+        if self.options.recompute:
+            return recomputed(candidate, *args, **kwargs)
+        return candidate(*args, **kwargs)
+
+    def kept(self) -> list[int]:
+        """Candidates, of a module with one gate each, whose gates reach the threshold, in their order.
+
+        Where none does, the strongest one (the earlier of equals), with a warning.
+        """
+        gates, threshold = self.gate_values(), self.options.discretization.threshold
+        kept = [i for i, gate in enumerate(gates) if gate >= threshold]
+        if not kept:
+            kept = strongest(gates)
+            warnings.warn(
+                f"{self.label}: no gate reaches the threshold {threshold}; kept only the strongest, "
+                f"{self.operations[kept[0]]} with {gates[kept[0]]:.4g}; lower the threshold to keep more",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return kept
 
     def arch_parameters(self):
         """The architecture parameters of this module."""
@@ -66,15 +119,27 @@ class GatedModule(BaseSuperNetModule):
         return {}
 
 
-def shared_alpha(memo: dict, label: str, shape: Sequence[int], options: SupernetOptions) -> nn.Parameter:
-    """α of ``shape`` for ``label``: made at the first request, the same parameter afterwards."""
-    key = (OPTIONS_KEY, label)
-    alpha = memo.get(key)
-    if alpha is None:
-        alpha = memo[key] = options.new_alpha(shape)
+def strongest(gates: Sequence[float], count: int = 1) -> list[int]:
+    """Places of the ``count`` largest gates, in ascending order; the earlier of equals."""
+    return sorted(sorted(range(len(gates)), key=gates.__getitem__, reverse=True)[:count])
+
+
+def shared_alpha(
+    memo: dict, label: str, shape: Sequence[int], options: SupernetOptions, exclusive: bool = False
+) -> nn.Parameter:
+    """α of ``shape`` for ``label``: made at the first request, the same parameter afterwards.
+
+    Raises InputError where choices of different sizes, or of different kinds, share the label.
+    """
+    alpha, kind = memo.setdefault((OPTIONS_KEY, label), (options.new_alpha(shape), exclusive))
     if alpha.shape != torch.Size(shape):
         raise InputError(
             f"label {label!r} is shared by choices of different sizes, {tuple(alpha.shape)} and {tuple(shape)}; "
             "give them labels of their own"
+        )
+    if kind != exclusive:
+        raise InputError(
+            f"label {label!r} is shared by a choice of operations or inputs, which may keep several, and a choice of "
+            "a value or depth, which keeps one; give them labels of their own"
         )
     return alpha

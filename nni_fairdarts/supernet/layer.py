@@ -1,20 +1,29 @@
 """The gated counterpart of NNI's ``LayerChoice``."""
 
+import warnings
+
 from nni.nas.nn.pytorch import LayerChoice
 from torch import nn
 
 from nni_fairdarts._nni import weighted_sum
-from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha
-from nni_fairdarts.supernet.norm import drop_scales, normalize_pooling
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha, strongest
+from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
 class GatedLayer(LayerChoice, GatedModule):
-    """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126."""
+    """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126.
+
+    A candidate "none" (NNI's ``Zero``, or one of that name without weights) has no gate: nothing would depend on it.
+    It is what the choice exports when no gate reaches the threshold.
+    """
 
     def __init__(self, candidates, alpha: nn.Parameter, options: SupernetOptions, label: str):
         super().__init__(candidates, label=label)
-        self.alpha = alpha  # (candidates,)
-        self.operations = tuple(str(name) for name in self.names)
+        self.alpha = alpha  # (operations,)
+        self.gated_names = gated_names(self)
+        self.operations = tuple(str(name) for name in self.gated_names)
+        self.zeros = [name for name in self.names if name not in self.gated_names]
         self.options = options
 
     @classmethod
@@ -30,29 +39,46 @@ class GatedLayer(LayerChoice, GatedModule):
             normal = normalize_pooling({n: module[n] for n in module.names}, (), f"LayerChoice {module.label!r}")
             normal = {name: candidate.to(options.like) for name, candidate in normal.items()}
             candidates = normal if isinstance(candidates, dict) else list(normal.values())
-        alpha = shared_alpha(memo, module.label, (len(module),), options)
-        return cls(candidates, alpha, options, module.label)
+        gated = gated_names(module)
+        if not gated:
+            raise InputError(f"LayerChoice {module.label!r} has only zero operations; give it one that does something")
+        return cls(candidates, shared_alpha(memo, module.label, (len(gated),), options), options, module.label)
 
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
-        return weighted_sum([self[name](*args, **kwargs) for name in self.names], self.gates().unbind())
+        outputs = [self.run(self[name], *args, **kwargs) for name in self.gated_names]
+        return weighted_sum(outputs, self.gates().unbind())
 
     def export(self, memo):
-        """The candidate with the largest gate, the earlier one of equals, as NNI's sample."""
+        """The candidate with the largest gate, the earlier one of equals, as NNI's sample.
+
+        With export "multi" the list of those whose gates reach the threshold, for ``nni_fairdarts.freeze``.
+        """
         if self.label in memo:
             return {}
-        return {self.label: self.names[self._strongest()]}
+        chosen = self.chosen_names()
+        return {self.label: chosen if self.options.export == "multi" else chosen[0]}
 
     def export_probs(self, memo):
         """Every candidate's gate."""
         if self.label in memo:
             return {}
-        return {self.label: dict(zip(self.names, self.gate_values(), strict=True))}
+        return {self.label: dict(zip(self.gated_names, self.gate_values(), strict=True))}
 
     def skip_connections(self) -> int:
-        name = self.names[self._strongest()]
-        return int(name == "skip_connect" or isinstance(self[name], nn.Identity))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it is the export that says so
+            chosen = self.chosen_names()
+        return sum(name == "skip_connect" or isinstance(self[name], nn.Identity) for name in chosen)
 
-    def _strongest(self) -> int:
-        gates = self.gate_values()
-        return gates.index(max(gates))
+    def chosen_names(self) -> list:
+        """What the export keeps now, at least one candidate."""
+        if self.zeros and max(self.gate_values()) < self.options.discretization.threshold:
+            return self.zeros[:1]
+        places = self.kept() if self.options.export == "multi" else strongest(self.gate_values())
+        return [self.gated_names[place] for place in places]
+
+
+def gated_names(choice: LayerChoice) -> list:
+    """The names of a choice's candidates that can put out anything but zeros, in its order."""
+    return [name for name in choice.names if not is_zero(name, choice[name])]

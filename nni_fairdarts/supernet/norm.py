@@ -1,7 +1,10 @@
-"""Batch norms of a supernet: what the candidates of a choice may rescale."""
+"""Candidates of a supernet: what their batch norms may rescale, and which put out nothing but zeros."""
 
 from collections.abc import Iterable
 
+from nni.mutable import Mutable
+from nni.nas.hub.pytorch import nasbench201, nasnet
+from nni.nas.nn.pytorch import MutableBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,14 +27,16 @@ def drop_scales(module: nn.Module) -> None:
             norm.weight = norm.bias = None
 
 
-def out_channels(module: nn.Module) -> int | None:
-    """Channels that ``module`` puts out, read from its last convolution or batch norm; None where it has neither."""
+def out_channels(module: nn.Module):
+    """Channels that ``module`` puts out, read from its last convolution or batch norm; None where it has neither.
+
+    A number or, where the space chooses it, NNI's expression.
+    """
     channels = None
     for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            channels = layer.num_features
-        elif isinstance(layer, nn.Conv2d):
-            channels = layer.out_channels
+        name = "num_features" if isinstance(layer, _BatchNorm) else "out_channels"
+        if isinstance(layer, _BatchNorm | nn.Conv2d):
+            channels = getattr(layer, "trace_kwargs", {}).get(name, getattr(layer, name))
     return channels
 
 
@@ -54,7 +59,15 @@ def normalize_pooling(candidates: dict[str, nn.Module], kin: Iterable[nn.Module]
             f"{where}: candidate_norm='paper' puts a batch norm behind each pooling, but no other candidate has a "
             "convolution to read the number of channels from; use FairDARTS(candidate_norm='space')"
         )
+    batch_norm = MutableBatchNorm2d if isinstance(channels, Mutable) else nn.BatchNorm2d
     return {
-        name: nn.Sequential(op, nn.BatchNorm2d(channels, affine=False)) if is_pooling(op) else op
+        name: nn.Sequential(op, batch_norm(channels, affine=False)) if is_pooling(op) else op
         for name, op in candidates.items()
     }
+
+
+def is_zero(name, candidate: nn.Module) -> bool:
+    """Whether a candidate puts out zeros: NNI's ``Zero``, or one named "none" without weights."""
+    if isinstance(candidate, nasnet.Zero | nasbench201.Zero):
+        return True
+    return name == "none" and not any(True for _ in candidate.parameters())

@@ -1,0 +1,163 @@
+"""A supernet's weights in the derived network, and batch norms that fit it."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+import torch
+from nni.nas.hub.pytorch.nasnet import NDS, FactorizedReduce
+from nni.nas.hub.pytorch.utils.nn import DropPath
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.freezing import freeze
+from nni_fairdarts.network import DerivedNetwork
+from nni_fairdarts.supernet.values import GatedReduce
+
+
+def inherit(network: nn.Module, supernet: ModelSpace, sample: Mapping) -> None:
+    """Copy into ``network``, derived from ``supernet``'s space by ``sample``, the weights it has in the supernet.
+
+    A batch norm whose scales the search dropped gets scale 1 and shift 0. Gates are not folded in, and the batch norm
+    that a search puts behind pooling has no place in the derived network: statistics and weights fit the sum of all
+    gated candidates, so estimate the statistics again (``reestimate_batch_norm``), or train on.
+    Raises InputError where a weight of the network is not to be found in the supernet.
+    """
+    if isinstance(supernet, NDS):
+        _inherit_cells(network, supernet)
+    else:
+        source = freeze(supernet, sample).state_dict()
+        _load(network, {name: tensor for name, tensor in source.items() if name in network.state_dict()})
+
+
+def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int) -> None:
+    """Estimate every batch norm's mean and variance anew, as their average over the first ``count`` of ``batches``.
+
+    A batch is the network's input, or a tuple or list that begins with it. Weights and the rest of the network stay
+    as they are. Raises InputError for other batches, and where there are none.
+    """
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momentum = [norm.momentum for norm in norms]
+    training = {module: module.training for module in network.modules()}
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the plain average
+        norm.train()
+    seen = 0
+    try:
+        with torch.no_grad():
+            for batch in islice(batches, count):
+                images = batch[0] if isinstance(batch, list | tuple) else batch
+                if not isinstance(images, Tensor):
+                    raise InputError(
+                        f"a batch to estimate batch norms from must be a tensor, or begin with one, got "
+                        f"{type(images).__name__}; call nni_fairdarts.reestimate_batch_norm with batches of inputs"
+                    )
+                network(images.to(device))
+                seen += 1
+    finally:
+        for norm, before in zip(norms, momentum, strict=True):
+            norm.momentum = before
+        for module, before in training.items():
+            module.training = before
+    if not seen:
+        raise InputError("no batch to estimate batch norms from; give a loader that yields at least one")
+
+
+def _load(target: nn.Module, source: Mapping[str, Tensor]) -> None:
+    """Load ``source``; the scales and shifts that batch norms lack in it become 1 and 0.
+
+    Raises InputError where more is missing.
+    """
+    scales = {}
+    for name, module in target.named_modules():
+        if isinstance(module, _BatchNorm) and module.affine:
+            scales[f"{name}.weight"] = torch.ones_like(module.weight)
+            scales[f"{name}.bias"] = torch.zeros_like(module.bias)
+    missing = target.load_state_dict({**scales, **source}, strict=False).missing_keys
+    if missing := [name for name in missing if not name.endswith("num_batches_tracked")]:
+        raise InputError(
+            f"the supernet has no weights for {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}: the "
+            "space builds its network anew when it is frozen; export it without inherit_weights"
+        )
+
+
+# -- cells ---------------------------------------------------------------------------------------------------------
+
+
+def _inherit_cells(network: DerivedNetwork, supernet: NDS) -> None:
+    """Every derived cell takes what the supernet's cell of the same place in the same stage has on the same edges.
+
+    Where a search chose a width, the first channels of every layer; where nodes were dropped, the next cell's
+    preprocessing forgets their channels. A stage that ends at its first cell hands the stage before it on to the next
+    one, whose preprocessing of it keeps its fresh weights: the supernet has no such layer.
+    """
+    nodes = supernet.num_nodes_per_cell
+    stems = ("stem",) if network.dataset == "cifar" else ("stem0", "stem1")
+    for name in stems:
+        _take(getattr(network, name), getattr(supernet, name))
+    # Outputs of the two cells before as the derived network has them: the kept parts of a concatenation, or the stem.
+    before_last = last = None
+    for cell, source in zip(network.cells, _places(network, supernet), strict=True):
+        pre, pre_source = cell.preprocessor, source.preprocessor
+        # A depth may put a reduction cell where the supernet has a normal one: then its twin is of another kind.
+        if isinstance(pre.pre0, FactorizedReduce) == _reduces(pre_source.pre0):
+            _take(pre.pre0, pre_source.pre0, before_last)
+        _take(pre.pre1, pre_source.pre1, last)
+        places = {place: i for i, place in enumerate(source.edge_indices())}
+        for edge, operation in zip(cell.edges, cell.ops, strict=True):
+            candidate = source.edges[places[edge.node, edge.source]][edge.operation]
+            _take(operation, candidate)
+        before_last, last = last, ([node - 2 for node in cell.concat], nodes)
+    _take(network.classifier, supernet.classifier, last)
+
+
+def _places(network: DerivedNetwork, supernet: NDS) -> list:
+    """The supernet's cell behind each of the network's: a stage that chose a depth has more than it needs."""
+    depth = len(network.cells)
+    sizes = [(i + 1) * depth // 3 - i * depth // 3 for i in range(3)]
+    blocks = [list(getattr(stage, "blocks", stage)) for stage in supernet.stages]
+    return [cell for stage, size in zip(blocks, sizes, strict=True) for cell in stage[:size]]
+
+
+def _reduces(module: nn.Module) -> bool:
+    return isinstance(module, FactorizedReduce | GatedReduce)
+
+
+def _take(target: nn.Module, source: nn.Module, inputs: tuple[list[int], int] | None = None) -> None:
+    """Copy a layer's part of a layer at least as wide: first channels out, and of the inputs those kept.
+
+    ``inputs``: (the parts of a concatenation that are left, how many there were), None for inputs as they were.
+    """
+    if isinstance(source, nn.Sequential) and isinstance(source[-1], DropPath):
+        source = source[0]
+    wide = dict(source.named_modules())
+    halves = isinstance(target, FactorizedReduce)
+    reads_inputs = True
+    with torch.no_grad():
+        for name, layer in target.named_modules():
+            twin = wide.get(name)
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                weight = twin.weight[: layer.weight.shape[0]]
+                if inputs is not None and (reads_inputs or halves):
+                    kept, parts = inputs
+                    weight = weight.unflatten(1, (parts, -1))[:, kept, : layer.weight.shape[1] // len(kept)].flatten(
+                        1, 2
+                    )
+                layer.weight.copy_(weight[:, : layer.weight.shape[1]])
+                if layer.bias is not None:
+                    layer.bias.copy_(twin.bias[: layer.bias.shape[0]])
+                reads_inputs = False
+            elif isinstance(layer, _BatchNorm):
+                width, full = layer.num_features, twin.num_features
+                parts = 2 if halves else 1
+                kept = torch.arange(full, device=twin.running_mean.device)
+                kept = kept.unflatten(0, (parts, -1))[:, : width // parts].flatten()
+                layer.running_mean.copy_(twin.running_mean[kept])
+                layer.running_var.copy_(twin.running_var[kept])
+                layer.num_batches_tracked.copy_(twin.num_batches_tracked)
+                layer.weight.copy_(torch.ones_like(layer.weight) if twin.weight is None else twin.weight[kept])
+                layer.bias.copy_(torch.zeros_like(layer.bias) if twin.bias is None else twin.bias[kept])

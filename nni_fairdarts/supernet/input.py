@@ -1,0 +1,52 @@
+"""The gated counterpart of NNI's ``InputChoice``."""
+
+from nni.nas.nn.pytorch import InputChoice
+
+from nni_fairdarts._nni import weighted_sum
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha, strongest
+
+
+class GatedInput(InputChoice, GatedModule):
+    """Inputs scaled by their gates: Σ_i σ(α_i) · x_i, or with reduction "mean" that over Σ_i σ(α_i).
+
+    With gates of 0 and 1 both are what NNI's frozen choice of the same inputs returns.
+    """
+
+    def __init__(self, module: InputChoice, alpha, options: SupernetOptions):
+        super().__init__(module.n_candidates, module.n_chosen, module.reduction, label=module.label)
+        self.alpha = alpha  # (n_candidates,)
+        self.operations = tuple(range(module.n_candidates))
+        self.options = options
+
+    @classmethod
+    def mutate(cls, module, name, memo, mutate_kwargs):
+        """NNI's mutation hook: an ``InputChoice`` becomes a ``GatedInput``; anything else stays."""
+        if type(module) is not InputChoice:
+            return None
+        if module.reduction not in ("sum", "mean"):
+            raise InputError(
+                f"InputChoice {module.label!r} has reduction {module.reduction!r}, in which every input has a place "
+                "of its own and no gate can weigh them; use reduction='sum' or 'mean'"
+            )
+        options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
+        return cls(module, shared_alpha(memo, module.label, (module.n_candidates,), options), options)
+
+    def forward(self, candidate_inputs):
+        """Takes a list of ``n_candidates`` tensors, or lists, tuples and dicts of tensors, of the same shapes."""
+        gates = self.gates()
+        if self.reduction == "mean":
+            gates = gates / gates.sum()
+        return weighted_sum(list(candidate_inputs), gates.unbind())
+
+    def export(self, memo):
+        """The ``n_chosen`` inputs with the largest gates or, where that is None or the export "multi", all whose gates
+        reach the threshold."""
+        if self.label in memo:
+            return {}
+        free = self.n_chosen is None or self.options.export == "multi"
+        return {self.label: self.kept() if free else strongest(self.gate_values(), self.n_chosen)}
+
+    def export_probs(self, memo):
+        """Every input's gate."""
+        return {} if self.label in memo else {self.label: dict(enumerate(self.gate_values()))}
