@@ -15,7 +15,10 @@ _PLACES = {
     "InputError": "errors",
     "NonFiniteLoss": "errors",
     "derive_network": "network",
+    "freeze": "freezing",
+    "inherit": "inheritance",
     "load_published": "published",
+    "reestimate_batch_norm": "inheritance",
     "register": "strategy",
 }
 

@@ -18,7 +18,6 @@ from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule._expression_utils import weighted_sum
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from nni.nas.oneshot.pytorch.supermodule.differentiable import MixedOpDifferentiablePolicy
 from nni.nas.oneshot.pytorch.supermodule.operation import (
     MixedBatchNorm2d,
     MixedConv2d,
@@ -38,7 +37,6 @@ __all__ = [
     "MixedLayerNorm",
     "MixedLinear",
     "MixedMultiHeadAttention",
-    "MixedOpDifferentiablePolicy",
     "MixedOperation",
     "MixedOperationSamplingPolicy",
     "OneShotStrategy",

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_fairdarts._nni import weighted_sum
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import derive_network
+from nni_fairdarts.supernet.norm import drop_scales
 
 
 class KeptOperations(nn.Module):
@@ -86,6 +87,8 @@ def _layer(module: ParametrizedModule, sample: Mapping) -> nn.Module:
     layer = module.freeze(dict(sample))
     if isinstance(layer, _BatchNorm):
         layer.eps, layer.momentum = module.eps, module.momentum
+        if not module.affine:
+            drop_scales(layer)
     if not module.simplify():
         layer.to(next(iter(module.state_dict().values()), torch.empty(0)))
         layer.load_state_dict(module.state_dict())

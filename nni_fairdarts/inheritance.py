@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.network import DerivedNetwork
-from nni_fairdarts.supernet.values import GatedReduce
 
 
 def inherit(network: nn.Module, supernet: ModelSpace, sample: Mapping) -> None:
@@ -92,8 +91,8 @@ def _inherit_cells(network: DerivedNetwork, supernet: NDS) -> None:
     """Every derived cell takes what the supernet's cell of the same place in the same stage has on the same edges.
 
     Where a search chose a width, the first channels of every layer; where nodes were dropped, the next cell's
-    preprocessing forgets their channels. A stage that ends at its first cell hands the stage before it on to the next
-    one, whose preprocessing of it keeps its fresh weights: the supernet has no such layer.
+    preprocessing forgets their channels. A stage that could have more cells and ends at its first one hands what it
+    got on to the next stage, whose layer for it keeps its fresh weights: the supernet has none like it.
     """
     nodes = supernet.num_nodes_per_cell
     stems = ("stem",) if network.dataset == "cifar" else ("stem0", "stem1")
@@ -101,10 +100,9 @@ def _inherit_cells(network: DerivedNetwork, supernet: NDS) -> None:
         _take(getattr(network, name), getattr(supernet, name))
     # Outputs of the two cells before as the derived network has them: the kept parts of a concatenation, or the stem.
     before_last = last = None
-    for cell, source in zip(network.cells, _places(network, supernet), strict=True):
+    for cell, (source, has_twin) in zip(network.cells, _places(network, supernet), strict=True):
         pre, pre_source = cell.preprocessor, source.preprocessor
-        # A depth may put a reduction cell where the supernet has a normal one: then its twin is of another kind.
-        if isinstance(pre.pre0, FactorizedReduce) == _reduces(pre_source.pre0):
+        if has_twin:
             _take(pre.pre0, pre_source.pre0, before_last)
         _take(pre.pre1, pre_source.pre1, last)
         places = {place: i for i, place in enumerate(source.edge_indices())}
@@ -116,15 +114,17 @@ def _inherit_cells(network: DerivedNetwork, supernet: NDS) -> None:
 
 
 def _places(network: DerivedNetwork, supernet: NDS) -> list:
-    """The supernet's cell behind each of the network's: a stage that chose a depth has more than it needs."""
-    depth = len(network.cells)
-    sizes = [(i + 1) * depth // 3 - i * depth // 3 for i in range(3)]
-    blocks = [list(getattr(stage, "blocks", stage)) for stage in supernet.stages]
-    return [cell for stage, size in zip(blocks, sizes, strict=True) for cell in stage[:size]]
+    """[(the supernet's cell behind each of the network's, whether it preprocesses the same two outputs)].
 
-
-def _reduces(module: nn.Module) -> bool:
-    return isinstance(module, FactorizedReduce | GatedReduce)
+    A stage that chose a depth has more cells than it needs.
+    """
+    depth, places, cut = len(network.cells), [], False
+    for i, stage in enumerate(supernet.stages):
+        size = (i + 1) * depth // 3 - i * depth // 3
+        cells = list(getattr(stage, "blocks", stage))
+        places += [(cell, not (cut and cell is cells[0])) for cell in cells[:size]]
+        cut = size == 1 < len(cells)
+    return places
 
 
 def _take(target: nn.Module, source: nn.Module, inputs: tuple[list[int], int] | None = None) -> None:
