@@ -1,8 +1,8 @@
 """What stands in a supernet where the space had a choice.
 
 One module per primitive of NNI: ``cell.py`` for ``Cell``, ``layer.py`` for ``LayerChoice``, ``input.py`` for
-``InputChoice``, ``depth.py`` for ``Repeat`` and the hub's stages, ``values.py`` for layers with a choice among their
-arguments.
+``InputChoice``, ``depth.py`` for ``Repeat`` and the hub's stages, ``operations.py`` for layers with a choice among
+their arguments, whose weights come from ``values.py``.
 """
 
 from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
@@ -15,7 +15,8 @@ from nni_fairdarts.supernet.depth import REPLACED, GatedRepeat, GatedStage
 from nni_fairdarts.supernet.gated import EXPORTS, OPTIONS_KEY, Choice, GatedModule, SupernetOptions
 from nni_fairdarts.supernet.input import GatedInput
 from nni_fairdarts.supernet.layer import GatedLayer
-from nni_fairdarts.supernet.values import OPERATIONS, GatedReduce, ValuePolicy, ValueWeights, read_whole_cells
+from nni_fairdarts.supernet.operations import OPERATIONS, GatedReduce, read_whole_cells
+from nni_fairdarts.supernet.values import ValuePolicy, ValueWeights
 
 __all__ = [
     "EXPORTS",

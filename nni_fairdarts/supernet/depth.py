@@ -28,15 +28,13 @@ class GatedRepeat(Repeat, BaseSuperNetModule):
 
     def forward(self, x):
         """Takes and returns what the blocks do: a tensor, or a list, tuple or dict of tensors of the same shapes."""
-        weights = self.value_weights.of(self.depth_choice)
-        states, depth_weights = [], []
+        depths, states = self.value_weights.values(self.depth_choice), []
         for depth in range(self.max_depth + 1):
             if depth:
                 x = self.blocks[depth - 1](x)
-            if depth in weights:
+            if depth in depths:
                 states.append(self.align(x, depth))
-                depth_weights.append(weights[depth])
-        return weighted_sum(states, depth_weights)
+        return weighted_sum(states, self.value_weights.of(self.depth_choice).unbind())
 
     def align(self, state, depth: int):
         """What a state must look like to be summed with those of other depths."""

@@ -35,7 +35,7 @@ def recomputed(module: nn.Module, *args, **kwargs):
 
 @contextmanager
 def buffers_from(module: nn.Module, start: dict[int, Tensor]) -> Iterator[None]:
-    """Inside, every buffer of ``module`` is a copy of what ``start`` has under its id; afterwards its own, untouched."""
+    """Inside, every buffer of ``module`` is a copy of what ``start`` has under its id, afterwards its own again."""
     own = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
     copies = {key: tensor.clone() for key, tensor in start.items()}  # a kept graph may be gone through once more
     try:
