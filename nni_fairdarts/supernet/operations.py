@@ -61,7 +61,7 @@ class GatedOperation(MixedOperation):
         if argument in self.mutable_arguments:
             values = self.value_weights.values(self.mutable_arguments[argument])
             stacked = torch.stack([masks(value) for value in values])
-            self.register_buffer(f"{argument}_masks", stacked.to(self.weight.device), persistent=False)
+            self.register_buffer(f"{argument}_masks", stacked.to(self.value_weights.table_0.device), persistent=False)
 
     def reached(self, argument: str, like: Tensor) -> Tensor:
         """Σ_v p_v · mask_v over the values of ``argument``: how likely each part is there, in [0, 1]."""
