@@ -27,8 +27,13 @@ class DataConfig:
         root: folder of the data set.
         download: let torchvision fetch CIFAR when it is not in root.
         image_size: side in pixels that images are resized to; unset keeps theirs, a folder needs it.
-        crop_padding: zeros around a training image before a random crop to its own size; 0 for no crop.
+        augmentation: crop (zeros around the image, then a random crop to its size) or imagenet (a random part of the
+            image as stored, resized to image_size, and jittered colours; evaluation resizes to image_size / 0.875 and
+            keeps the centre).
+        crop_padding: width of the zeros that crop adds; 0 for no crop.
         flip: mirror half of the training images.
+        search_classes: number of classes, drawn with the seed, that the search sees; unset for all.
+        search_images_per_class: training images of each, drawn with the seed; unset for all.
         workers: loader processes; 0 loads in the main process.
     """
 
@@ -36,9 +41,17 @@ class DataConfig:
     root: str = "data"
     download: bool = False
     image_size: Optional[int] = None  # noqa: UP045 (jsonargparse shows it better)
+    augmentation: Literal["crop", "imagenet"] = "crop"
     crop_padding: int = 4
     flip: bool = True
+    search_classes: Optional[int] = None  # noqa: UP045
+    search_images_per_class: Optional[int] = None  # noqa: UP045
     workers: int = 0
+
+    def __post_init__(self):
+        for name in ("search_classes", "search_images_per_class"):
+            value = getattr(self, name)
+            _check("data", value is None or value >= 2, name, value, "at least 2, or unset for all")
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,10 @@ class RetrainConfig:
         epochs: passes over the training set.
         batch_size: images per step.
         learning_rate: of SGD at the start.
+        schedule: of the learning rate: cosine (down to learning_rate_min) or exponential (times
+            learning_rate_decay after each epoch).
         learning_rate_min: of SGD at the end of its cosine.
+        learning_rate_decay: factor of the exponential schedule.
         momentum: of SGD.
         weight_decay: of SGD.
         gradient_clip_val: bound on the gradient's norm; 0 for none.
@@ -151,7 +167,9 @@ class RetrainConfig:
     epochs: int = 600
     batch_size: int = 96
     learning_rate: float = 0.025
+    schedule: Literal["cosine", "exponential"] = "cosine"
     learning_rate_min: float = 0.0
+    learning_rate_decay: float = 0.97
     momentum: float = 0.9
     weight_decay: float = 3e-4
     gradient_clip_val: float = 5.0
@@ -164,6 +182,8 @@ class RetrainConfig:
         _check("retrain", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
         _check("retrain", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
         _check_sgd("retrain", self)
+        decay = self.learning_rate_decay
+        _check("retrain", 0 < decay <= 1, "learning_rate_decay", decay, "in (0, 1]", "; DARTS uses 0.97 on ImageNet")
         _check("retrain", self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "0 or more")
         for name in ("drop_path_prob", "label_smoothing"):
             _check("retrain", 0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")

@@ -4,12 +4,27 @@ import torch
 import torchmetrics
 from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
 from torch import nn
+from torch.optim import lr_scheduler
 
-from nni_fairdarts.errors import require_finite
+from nni_fairdarts.errors import InputError, require_finite
+
+
+def _cosine(optimizer: torch.optim.Optimizer, training: "ImageTraining", epochs: int) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=training.learning_rate_min)
+
+
+def _exponential(optimizer: torch.optim.Optimizer, training: "ImageTraining", epochs: int) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.ExponentialLR(optimizer, training.learning_rate_decay)
+
+
+SCHEDULES = {"cosine": _cosine, "exponential": _exponential}
 
 
 class ImageTraining(SupervisedLearningModule):
-    """NNI's supervised module (``val_loss``, ``val_acc``, reports to NNI) with SGD and a cosine per epoch.
+    """NNI's supervised module (``val_loss``, ``val_acc``, reports to NNI) with SGD and a schedule per epoch.
+
+    ``schedule`` "cosine" takes the learning rate to ``learning_rate_min`` in the last epoch's end; "exponential"
+    trains epoch e with learning_rate · learning_rate_decay^e, as DARTS does on ImageNet (0.97).
 
     The loss is cross entropy, plus ``auxiliary_weight`` times that of the auxiliary logits where the network returns
     them. ``drop_path_prob`` grows linearly from 0 over the epochs: epoch e of E trains with drop_path_prob · e / E.
@@ -26,7 +41,11 @@ class ImageTraining(SupervisedLearningModule):
         label_smoothing: float = 0.0,
         auxiliary_weight: float = 0.0,
         drop_path_prob: float = 0.0,
+        schedule: str = "cosine",
+        learning_rate_decay: float = 0.97,
     ):
+        if schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
         accuracy = torchmetrics.Accuracy("multiclass", num_classes=num_classes)
         super().__init__(nn.CrossEntropyLoss, {"acc": accuracy}, learning_rate, weight_decay, export_onnx=False)
         # NNI keeps classes among the hyper-parameters; torch.load(weights_only=True) would refuse such a checkpoint.
@@ -38,6 +57,8 @@ class ImageTraining(SupervisedLearningModule):
         self.training_criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.auxiliary_weight = auxiliary_weight
         self.drop_path_prob = drop_path_prob
+        self.schedule = schedule
+        self.learning_rate_decay = learning_rate_decay
 
     def on_train_epoch_start(self):
         if self.drop_path_prob:
@@ -63,6 +84,5 @@ class ImageTraining(SupervisedLearningModule):
         optimizer = torch.optim.SGD(
             self.parameters(), self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        epochs = max(1, self.trainer.max_epochs)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=self.learning_rate_min)
+        scheduler = SCHEDULES[self.schedule](optimizer, self, max(1, self.trainer.max_epochs))
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -1,6 +1,8 @@
+import colorsys
 import os
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from urllib.error import URLError
 
@@ -10,13 +12,16 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from nni_fairdarts.data import Augmentation, Cutout, retrain_loaders, search_loaders, transforms
-from nni_fairdarts.datasets import load
+from nni_fairdarts.datasets import load, search_subset
 from nni_fairdarts.errors import InputError
 
 PLAIN = Augmentation(crop_padding=0, flip=False, cutout=0)
+IMAGENET = Augmentation(kind="imagenet")
 DIGITS = load("digits")
 
 
@@ -258,6 +263,136 @@ def test_folder_classes_must_agree(tmp_path):
         load("folder", tmp_path, image_size=32)
 
 
+def test_many_differing_classes_are_not_all_listed(tmp_path):
+    write_pngs(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    write_pngs(tmp_path / "other")
+    (tmp_path / "other" / "test" / "0").rename(tmp_path / "other" / "test" / "x")
+    for digit in "12345":
+        shutil.rmtree(tmp_path / "other" / "test" / digit)
+    (tmp_path / "other" / "test").rename(tmp_path / "val")
+    with raises("train and val have different classes, only one has 0, 1, 2, 3, 4 and 2 more;", LAYOUT):
+        load("folder", tmp_path, image_size=32)
+
+
+def test_imagenets_own_test_folder_is_left_alone(tmp_path):
+    write_pngs(tmp_path, "val")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").touch()
+    assert len(load("folder", tmp_path, image_size=32).test) == 60
+    shutil.rmtree(tmp_path / "val")
+    with raises("cannot read the image folder", "any class folder", LAYOUT):
+        load("folder", tmp_path, image_size=32)
+
+
+@pytest.mark.parametrize("name", ["folder", "user"])
+def test_images_as_stored(name, user, tmp_path):
+    if name == "user":
+        name = user("def f(root):\n    d = [(torch.zeros(3, 9, i).byte(), 0) for i in (12, 30)]; return d, d, 2") + ":f"
+        shapes = [(3, 9, 12), (3, 9, 30)]
+    else:
+        shapes = [(3, 20, 40)] * 60
+    data = load(name, write_pngs(tmp_path, size=(40, 20)), image_size=16, as_stored=True)
+    assert [tuple(image.shape) for image, _ in data.train] == shapes
+    assert (data.image_size, data.as_stored) == (16, True)
+    assert batches(retrain_loaders(data, 2, IMAGENET)[0])[0].shape == (len(shapes), 3, 16, 16)
+    assert load(name, tmp_path, image_size=16).as_stored is False
+
+
+def test_user_image_data_may_be_as_stored(user):
+    module = user(
+        "def f(root):\n    d = [(torch.zeros(3, 9, 12).byte(), 0)]\n"
+        "    return ImageData(d, d, 2, 3, 6, (0.5,) * 3, (0.5,) * 3, 'mine', as_stored=True)"
+    )
+    assert load(f"{module}:f").train[0][0].shape == (3, 6, 6)
+    data = load(f"{module}:f", as_stored=True)
+    assert data.train[0][0].shape == (3, 9, 12)
+    assert data.image_size == 6
+
+
+# the part of a data set that a search sees
+
+
+def numbered(size=40, classes=4):
+    """Image i has pixels i and label i % classes."""
+    images = torch.arange(size, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 6, 6)
+    dataset = TensorDataset(images, torch.arange(size) % classes)
+    return replace(DIGITS, train=dataset, test=dataset, num_classes=classes, in_channels=3, image_size=6, name="n")
+
+
+@pytest.mark.parametrize("kind", ["pairs", "subset", "folder", "digits"])
+@pytest.mark.parametrize(("classes", "images"), [(3, None), (None, 4), (3, 4), (2, 2)])
+def test_search_subset_against_what_it_is_drawn_from(kind, classes, images, tmp_path):
+    data = {
+        "pairs": numbered,
+        "subset": lambda: replace(numbered(), train=Subset(numbered().train, list(range(20, 40)))),
+        "folder": lambda: load("folder", write_pngs(tmp_path), image_size=8),
+        "digits": lambda: DIGITS,
+    }[kind]()
+    part = search_subset(data, classes, images, seed=3)
+    assert part.num_classes == (classes or data.num_classes)
+    source = {}
+    for image, label in data.train:
+        source.setdefault(bytes(image.numpy()), []).append(int(label))
+    old = [source[bytes(image.numpy())] for image, _ in part.train]  # equal images: any of their labels
+    new = [label for _, label in part.train]
+    assert set(new) == set(range(part.num_classes))
+    originals = [
+        next(iter(set.intersection(*(set(o) for o, n in zip(old, new, strict=True) if n == k)))) for k in set(new)
+    ]
+    assert originals == sorted(set(originals))  # the classes keep their order
+    wanted = [sum(int(label) == original for _, label in data.train) for original in originals]
+    assert np.bincount(new).tolist() == (wanted if images is None else [images] * part.num_classes)
+    held_out = [originals.index(int(label)) for _, label in data.test if int(label) in originals]
+    assert [label for _, label in part.test] == held_out
+
+
+def test_search_subset_is_drawn_with_its_seed():
+    def drawn(*arguments):
+        part = search_subset(numbered(100, 10), *arguments)
+        return [int(image[0, 0, 0]) for image, _ in part.train]
+
+    first = drawn(4, 5, 0)
+    assert first == drawn(4, 5, 0) == sorted(set(first))
+    assert len(first) == 20
+    seeds = [drawn(4, 5, seed) for seed in range(10)]
+    assert len(set(map(tuple, seeds))) == 10
+    assert {i % 10 for part in seeds for i in part} == set(range(10))
+    assert {i % 10 for i in drawn(4, 9, 0)} == {i % 10 for i in first}
+    assert set(drawn(4, None, 0)) == {i for i in range(100) if i % 10 in {i % 10 for i in first}}
+
+
+def test_nothing_asked_nothing_taken():
+    assert search_subset(DIGITS) is DIGITS
+
+
+def test_a_folders_subset_is_drawn_without_reading_images(tmp_path):
+    for path in write_pngs(tmp_path).rglob("*.png"):
+        path.write_bytes(b"no image")
+    part = search_subset(load("folder", tmp_path, image_size=32), 3, 2)
+    assert (len(part.train), part.num_classes) == (6, 3)
+
+
+def test_search_loaders_split_the_subset():
+    weights, alpha, validation = search_loaders(search_subset(numbered(), 3, 8), 4, PLAIN, train_portion=0.75)
+    assert [len(loader.dataset) for loader in (weights, alpha, validation)] == [18, 6, 6]
+    assert set(batches(weights)[1].tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ((5,), ["search_classes must be in 2 .. 4, the classes of 'n', got 5; leave it unset for all"]),
+        ((1,), ["search_classes must be in 2 .. 4", "got 1"]),
+        ((None, 11), ["search_images_per_class must be in 2 .. 10, the images of the smallest class", "'n', got 11"]),
+        ((2, 1), ["search_images_per_class must be in 2 .. 10", "got 1"]),
+    ],
+)
+def test_bad_search_subsets(arguments, texts):
+    with raises(*texts):
+        search_subset(numbered(), *arguments)
+
+
 # augmentation
 
 
@@ -318,6 +453,81 @@ def test_augmentation_sizes_are_not_negative(field):
 def test_cutout_must_leave_something():
     with raises("cutout must be smaller than the images' 8 pixels, got 16; 0 turns it off"):
         transforms(DIGITS, Augmentation(cutout=16))
+
+
+def as_stored(image, size=8):
+    """A data set of one image, normalised by nothing."""
+    channels = image.shape[0]
+    pairs, unit = [(image, 0)], ((0.0,) * channels, (1.0,) * channels)
+    return replace(DIGITS, train=pairs, test=pairs, in_channels=channels, image_size=size, as_stored=True,
+                   mean=unit[0], std=unit[1])  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "resized"), [((40, 64), (9, 14)), ((70, 16), (39, 9)), ((5, 5), (9, 9))])
+def test_images_as_stored_are_evaluated_on_their_centre(shape, resized):
+    image = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(image[None] / 255, resized, mode="bilinear", antialias=True)[0]
+    top, left = (round((side - 8) / 2) for side in resized)
+    got = transforms(as_stored(image), None)(image)
+    torch.testing.assert_close(got, expected[:, top : top + 8, left : left + 8], atol=1.1 / 255, rtol=0)
+
+
+def test_random_resized_crops_see_the_whole_image():
+    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+    image[..., :10] = image[..., -10:] = 200  # neither border is in the centre's square
+    change = transforms(as_stored(image), replace(IMAGENET, flip=False))
+    pl.seed_everything(0)
+    seen = torch.stack([change(image) for _ in range(300)])
+    assert seen.shape == (300, 3, 8, 8)
+    for column in (0, -1):
+        assert 0.05 < (seen[..., column].mean((1, 2)) > 0.2).float().mean() < 0.5
+
+
+def test_flips_of_the_imagenet_augmentation():
+    image = torch.arange(40, 120, dtype=torch.uint8).expand(3, 40, 80)  # brighter to the right, whatever the jitter
+    pl.seed_everything(0)
+    for flip, share in ((False, 0), (True, 0.5)):
+        change = transforms(as_stored(image), replace(IMAGENET, flip=flip))
+        seen = torch.stack([change(image) for _ in range(300)])
+        mirrored = (seen[..., 0] > seen[..., -1]).all((1, 2))
+        assert mirrored.float().mean() == pytest.approx(share, abs=0.1 * share)
+
+
+def test_colours_are_jittered_as_published():
+    grey, colour = (
+        torch.tensor(c, dtype=torch.uint8).view(3, 1, 1).expand(3, 20, 30) for c in ((90,) * 3, (90, 60, 40))
+    )
+    pl.seed_everything(0)
+    change = transforms(as_stored(grey), IMAGENET)
+    brightness = torch.stack([change(grey).mean() for _ in range(500)]) * 255 / 90  # nothing else changes plain grey
+    assert brightness.min() == pytest.approx(0.6, abs=0.03)  # each step rounds down to a byte
+    assert brightness.max() == pytest.approx(1.4, abs=0.03)
+    hues = [colorsys.rgb_to_hsv(*change(colour)[:, 0, 0].tolist())[0] for _ in range(500)]
+    turned = [(hue - colorsys.rgb_to_hsv(90, 60, 40)[0] + 0.5) % 1 - 0.5 for hue in hues]  # only hue turns a colour
+    assert min(turned) == pytest.approx(-0.2, abs=0.03)
+    assert max(turned) == pytest.approx(0.2, abs=0.03)
+    (jitter,) = (step for step in change.transforms if isinstance(step, v2.ColorJitter))
+    assert (jitter.contrast, jitter.saturation) == ((0.6, 1.4), (0.6, 1.4))
+
+
+def test_grey_images_may_be_augmented_as_imagenet():
+    data = load("digits", image_size=16, as_stored=True)
+    images, _ = batches(search_loaders(data, 300, replace(IMAGENET, cutout=4))[0])
+    assert images.shape == (718, 1, 16, 16)
+    assert (images == 0).sum((1, 2, 3)).min() >= 4  # cutout comes last, on normalised images
+
+
+@pytest.mark.parametrize(
+    ("make", "texts"),
+    [
+        (lambda: Augmentation(kind="imagnet"), ["unknown augmentation 'imagnet'; known: crop, imagenet"]),
+        (lambda: transforms(as_stored(torch.zeros(2, 9, 9)), IMAGENET), ["must have 1 or 3 channels, got 2", "'crop'"]),
+        (lambda: transforms(as_stored(torch.zeros(3, 9, 9)), PLAIN), ["'crop' takes images of one size", "image_size"]),
+    ],
+)
+def test_augmentations_that_do_not_fit(make, texts):
+    with raises(*texts):
+        make()
 
 
 # loaders
@@ -398,12 +608,30 @@ def test_one_seed_gives_the_same_batches(workers):
     assert not torch.equal(first[0][0], first[2][0])  # drawn afresh in the next epoch
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_many_sizes_are_loaded(workers, tmp_path):
+    for number, path in enumerate(sorted(write_pngs(tmp_path).rglob("*.png"))):
+        Image.open(path).resize((20 + number % 7, 20 + number % 5)).save(path)
+    data = load("folder", tmp_path, image_size=16, as_stored=True)
+
+    def epoch(seed):
+        pl.seed_everything(seed, workers=True)
+        return [batches(loader)[0] for loader in search_loaders(data, 10, IMAGENET, workers)]
+
+    first, again, other = epoch(0), epoch(0), epoch(1)
+    assert [images.shape for images in first] == [(30, 3, 16, 16)] * 3
+    assert [torch.equal(a, b) for a, b in zip(first, again, strict=True)] == [True] * 3
+    assert [torch.equal(a, b) for a, b in zip(first, other, strict=True)] == [False, False, True]
+
+
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_loaders_suit_nni_and_spawned_workers(name, tmp_path):
     from nni.common.serializer import is_traceable
 
     data = load(name, write_pngs(tmp_path), image_size=16)
-    for loader in [*search_loaders(data, 8, Augmentation()), *retrain_loaders(data, 8, Augmentation())]:
+    whole = search_subset(load(name, tmp_path, image_size=16, as_stored=True), 5, 4)
+    loaders = [*search_loaders(data, 8, Augmentation()), *retrain_loaders(data, 8, Augmentation())]
+    for loader in [*loaders, *search_loaders(whole, 8, IMAGENET), *retrain_loaders(whole, 8, IMAGENET)]:
         assert is_traceable(loader)
         copy = pickle.loads(pickle.dumps(loader.dataset))
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from nni_fairdarts import datasets
+from nni_fairdarts import data, datasets
 from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import check_image_size
@@ -24,8 +24,14 @@ def versions() -> dict[str, str]:
 
 def load_images(config: RunConfig) -> datasets.ImageData:
     """The configured data set. Raises InputError where it, or the device, is not there, or images do not fit."""
+    settings = config.data
     images = datasets.load(
-        config.data.name, config.data.root, config.data.download, config.data.image_size, config.seed
+        settings.name,
+        settings.root,
+        settings.download,
+        settings.image_size,
+        config.seed,
+        as_stored=settings.augmentation == "imagenet",  # its random crops see the whole image
     )
     check_image_size(images.image_size, config.space.dataset)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -38,6 +44,11 @@ def prepare(config: RunConfig) -> None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+
+
+def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
+    """The configured augmentation, with the search's or the retraining's ``cutout``."""
+    return data.Augmentation(config.data.crop_padding, config.data.flip, cutout, config.data.augmentation)
 
 
 def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:

@@ -9,7 +9,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.experiment.common import load_images, prepare, trainer_of, training_of, versions
+from nni_fairdarts.experiment.common import augmentation_of, load_images, prepare, trainer_of, training_of, versions
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
 
@@ -19,7 +19,7 @@ def retrain_loaders(config: RunConfig, images: datasets.ImageData):
     settings = config.retrain
     if settings.auxiliary_weight > 0:
         check_auxiliary_head(images.image_size, config.space.dataset)
-    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, settings.cutout)
+    augmentation = augmentation_of(config, settings.cutout)
     return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
 
 
@@ -51,6 +51,8 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
         label_smoothing=settings.label_smoothing,
         auxiliary_weight=settings.auxiliary_weight,
         drop_path_prob=settings.drop_path_prob,
+        schedule=settings.schedule,
+        learning_rate_decay=settings.learning_rate_decay,
     )
     trainer = trainer_of(config, folder, settings.epochs, gradient_clip_val=settings.gradient_clip_val or None)
     evaluator = Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)

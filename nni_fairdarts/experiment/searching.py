@@ -12,7 +12,7 @@ from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.experiment.common import load_images, prepare, trainer_of, training_of, versions
+from nni_fairdarts.experiment.common import augmentation_of, load_images, prepare, trainer_of, training_of, versions
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.spaces import DARTS
 from nni_fairdarts.strategy import FairDARTS
@@ -23,7 +23,7 @@ def search(config: RunConfig) -> dict:
 
     Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
     """
-    images = load_images(config)
+    images = search_images(config)
     loaders = search_loaders(config, images)
     folder = run_folder.create(config.folder)
     run_folder.write_config(folder, config)
@@ -47,13 +47,21 @@ def resume(folder: Path) -> dict:
             f"cannot read the checkpoint {checkpoint} ({type(error).__name__}): it is damaged, or not one of this "
             "package's; put one of the others in its folder in its place, or search again under a new --name"
         ) from error
-    images = load_images(config)
+    images = search_images(config)
     return _search(config, images, search_loaders(config, images), folder, checkpoint)
+
+
+def search_images(config: RunConfig) -> datasets.ImageData:
+    """The configured data set, or the part of it that the search sees. Raises InputError where it has not as much."""
+    wanted = config.data
+    return datasets.search_subset(
+        load_images(config), wanted.search_classes, wanted.search_images_per_class, config.seed
+    )
 
 
 def search_loaders(config: RunConfig, images: datasets.ImageData):
     """Loaders of the weights' half, of α's, and of α's to validate on. Raises InputError where sizes do not fit."""
-    augmentation = data.Augmentation(config.data.crop_padding, config.data.flip, config.search.cutout)
+    augmentation = augmentation_of(config, config.search.cutout)
     return data.search_loaders(
         images, config.search.batch_size, augmentation, config.data.workers, config.search.train_portion
     )

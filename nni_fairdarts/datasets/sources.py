@@ -1,11 +1,11 @@
-"""Data sets by name: scikit-learn's digits, CIFAR, image folders, and users' own."""
+"""Where images come from: scikit-learn's digits, CIFAR, image folders, and users' functions."""
 
 from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from nni_fairdarts.datasets.images import Arrays, ImageData, Mapped, at_size, to_size
 from nni_fairdarts.errors import InputError
 
 # Per channel, of pixels in [0, 1] of the training part; "folder" has ImageNet's.
@@ -25,57 +26,6 @@ MEAN_STD = {
     "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
     "folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A data set ready to be loaded.
-
-    train, test: yield (uint8 image tensor (in_channels, image_size, image_size), label in 0 .. num_classes - 1).
-    mean, std: per channel, of pixels in [0, 1]. split_seed: how `search_loaders` halves `train`: None = in the
-    stored order, a number = after a fixed permutation with that seed, for sets stored class by class.
-    """
-
-    train: Dataset
-    test: Dataset
-    num_classes: int
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
-    split_seed: int | None = None
-
-
-class _Arrays(Dataset):
-    """Images (N, C, H, W) and labels (N,) held in memory."""
-
-    def __init__(self, images: Tensor, labels):
-        self.images, self.labels = images, [int(label) for label in labels]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
-class Mapped(Dataset):
-    """A data set whose images pass through `transform` when they are read."""
-
-    def __init__(self, dataset: Dataset, transform: Callable):
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        image, label = self.dataset[index]
-        return self.transform(image), int(label)
-
-
-def _to_size(size: int) -> Callable:
-    return v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
 
 
 def _check_root(root: Path):
@@ -95,7 +45,7 @@ def _digits(root: Path, download: bool, image_size: int | None, seed: int) -> Im
     digits = load_digits()
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
     parts = train_test_split(range(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
-    train, test = (_Arrays(images[part], digits.target[part]) for part in parts)
+    train, test = (Arrays(images[part], digits.target[part]) for part in parts)
     return ImageData(train, test, 10, 1, 8, *MEAN_STD["digits"], "digits")
 
 
@@ -113,7 +63,7 @@ def _cifar(num_classes: int, root: Path, download: bool, image_size: int | None,
             f"Fetch {cls.filename} from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it in {root}, "
             f"so that {folder} exists" + ("" if download else ", or let --data.download true try to fetch it")
         ) from error
-    train, test = (_Arrays(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), p.targets) for p in parts)
+    train, test = (Arrays(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), p.targets) for p in parts)
     return ImageData(train, test, num_classes, 3, 32, *MEAN_STD[name], name)
 
 
@@ -123,14 +73,20 @@ def _folder(root: Path, download: bool, image_size: int | None, seed: int) -> Im
     layout = f"expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png (or val), the same classes in both"
     _check_root(root)
     try:
-        held_out = "test" if (root / "test").is_dir() else "val"
-        train, test = (datasets.ImageFolder(root / part, _to_size(image_size)) for part in ("train", held_out))
+        # ImageNet's own test folder has images without labels; its val is what accuracies are stated on.
+        held_out = "test" if _has_folders(root / "test") or not (root / "val").is_dir() else "val"
+        train, test = (datasets.ImageFolder(root / part, v2.PILToTensor()) for part in ("train", held_out))
     except OSError as error:
         raise InputError(f"cannot read the image folder {root.absolute()}: {error}; {layout}") from error
     differing = sorted(set(train.classes) ^ set(test.classes))
     if differing:
-        raise InputError(f"train and {held_out} have different classes, only one has {', '.join(differing)}; {layout}")
-    return ImageData(train, test, len(train.classes), 3, image_size, *MEAN_STD["folder"], "folder", split_seed=seed)
+        names = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        raise InputError(f"train and {held_out} have different classes, only one has {names}; {layout}")
+    return ImageData(train, test, len(train.classes), 3, image_size, *MEAN_STD["folder"], "folder", seed, True)
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder))
 
 
 DATA_SETS = {"digits": _digits, "cifar10": partial(_cifar, 10), "cifar100": partial(_cifar, 100), "folder": _folder}
@@ -172,28 +128,35 @@ def _user(name: str, root: Path, image_size: int | None, seed: int) -> ImageData
     made = _imported(name)(root=root)
     if isinstance(made, ImageData):
         train, test, num_classes = made.train, made.test, made.num_classes
+        image_size = made.image_size if image_size is None and made.as_stored else image_size
     elif isinstance(made, tuple) and len(made) == 3:
         train, test, num_classes = made
     else:
         raise InputError(f"{name} must return an ImageData or (train, test, num_classes), got {type(made).__name__}")
-    prepare = v2.PILToTensor() if image_size is None else _to_size(image_size)
+    prepare = v2.PILToTensor() if image_size is None else to_size(image_size)
     shape = _first_shape(train, prepare, num_classes, f"{name} (train)")
     test_shape = _first_shape(test, prepare, num_classes, f"{name} (test)")
     if shape != test_shape:
         raise InputError(f"train and test images of {name} must have one shape, got {shape} and {test_shape}")
-    train, test, (channels, size, _) = Mapped(train, prepare), Mapped(test, prepare), shape
+    train, test = (Mapped(part, v2.PILToTensor()) for part in (train, test))
+    (channels, size, _), as_stored = shape, image_size is not None
     if not isinstance(made, ImageData):
         half = (0.5,) * channels
-        return ImageData(train, test, num_classes, channels, size, half, half, name, split_seed=seed)
+        return ImageData(train, test, num_classes, channels, size, half, half, name, seed, as_stored)
     announced = (made.in_channels, made.image_size)
     if announced != (channels, size if image_size is None else made.image_size):
         raise InputError(f"{name} announces {announced} channels and pixels, but its images are {shape}")
     split_seed = seed if made.split_seed is None else made.split_seed
-    return replace(made, train=train, test=test, image_size=size, split_seed=split_seed)
+    return replace(made, train=train, test=test, image_size=size, split_seed=split_seed, as_stored=as_stored)
 
 
 def load(
-    name: str, root: str | Path = "data", download: bool = False, image_size: int | None = None, seed: int = 0
+    name: str,
+    root: str | Path = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    as_stored: bool = False,
 ) -> ImageData:
     """A data set by name.
 
@@ -203,12 +166,14 @@ def load(
     (C, H, W); mean and std are then 0.5. image_size: shorter side resized to it and centre cropped; None = as stored
     ("folder" needs it). download: fetch a missing CIFAR; nothing is fetched otherwise. seed: of the permutation
     before the search's split of "folder" and "module:function" sets; the others are split in their stored order.
+    as_stored: leave the images in the sizes they have; the augmentation takes image_size out of them.
     Raises InputError when the name is unknown or the data are missing, unreadable or not as described.
     """
     data = _load(name, Path(root).expanduser(), download, image_size, seed)
     if data.num_classes < 2:
         raise InputError(f"a data set needs at least 2 classes, {name!r} has {data.num_classes}")
-    return data
+    size = data.image_size if image_size is None else image_size
+    return replace(data, image_size=size, as_stored=True) if as_stored else at_size(data, size)
 
 
 def _load(name: str, root: Path, download: bool, image_size: int | None, seed: int) -> ImageData:
@@ -220,8 +185,4 @@ def _load(name: str, root: Path, download: bool, image_size: int | None, seed: i
         raise InputError(
             f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}, or module:function for a function of yours"
         )
-    data = DATA_SETS[name](root, download, image_size, seed)
-    if image_size in (None, data.image_size):
-        return data
-    train, test = Mapped(data.train, _to_size(image_size)), Mapped(data.test, _to_size(image_size))
-    return replace(data, train=train, test=test, image_size=image_size)
+    return DATA_SETS[name](root, download, image_size, seed)
