@@ -1,12 +1,13 @@
 """A supernet's weights in the derived network, and batch norms that fit it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS, FactorizedReduce
 from nni.nas.hub.pytorch.utils.nn import DropPath
 from nni.nas.nn.pytorch import ModelSpace
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,11 +31,12 @@ def inherit(network: nn.Module, supernet: ModelSpace, sample: Mapping) -> None:
         _load(network, {name: tensor for name, tensor in source.items() if name in network.state_dict()})
 
 
-def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int) -> None:
+def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, forward: Callable | None = None) -> None:
     """Estimate every batch norm's mean and variance anew, as their average over the first ``count`` of ``batches``.
 
-    A batch is the network's input, or a tuple or list that begins with it. Weights and the rest of the network stay
-    as they are. Raises InputError for other batches, and where there are none.
+    ``forward(network, batch)`` feeds a batch to the network; without it a batch is the network's input, or a tuple or
+    list that begins with it. Weights and the rest of the network stay as they are. Raises InputError for other batches,
+    and where there are none.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momentum = [norm.momentum for norm in norms]
@@ -49,13 +51,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int) -> 
     try:
         with torch.no_grad():
             for batch in islice(batches, count):
-                images = batch[0] if isinstance(batch, list | tuple) else batch
-                if not isinstance(images, Tensor):
-                    raise InputError(
-                        f"a batch to estimate batch norms from must be a tensor, or begin with one, got "
-                        f"{type(images).__name__}; call nni_fairdarts.reestimate_batch_norm with batches of inputs"
-                    )
-                network(images.to(device))
+                (forward or _first_input)(network, move_data_to_device(batch, device))
                 seen += 1
     finally:
         for norm, before in zip(norms, momentum, strict=True):
@@ -64,6 +60,16 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int) -> 
             module.training = before
     if not seen:
         raise InputError("no batch to estimate batch norms from; give a loader that yields at least one")
+
+
+def _first_input(network: nn.Module, batch) -> None:
+    images = batch[0] if isinstance(batch, list | tuple) else batch
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"a batch to estimate batch norms from must be a tensor, or begin with one, got {type(images).__name__}; "
+            "give forward=, a function of the network and a batch"
+        )
+    network(images)
 
 
 def _load(target: nn.Module, source: Mapping[str, Tensor]) -> None:

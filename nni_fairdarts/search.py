@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nni_fairdarts._nni import DartsLightningModule
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError, require_finite
 from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.history import append_epoch, epoch_line
 from nni_fairdarts.supernet import Choice, choices_of
 
@@ -34,7 +34,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class FairDartsModule(DartsLightningModule):
+class FairDartsModule(EvaluatorHooks):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
     One step, first order (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the
@@ -147,7 +147,7 @@ class FairDartsModule(DartsLightningModule):
 
     def _alpha_step(self, batch, batch_idx: int) -> None:
         with frozen(self._weights):
-            optimizer = self.architecture_optimizers()
+            optimizer = self._arch_optimizer()
             optimizer.zero_grad()
             loss = loss_of(self.training_module.training_step(batch, 2 * batch_idx))
             total = loss + self.zero_one_weight * self.zero_one()
@@ -166,7 +166,7 @@ class FairDartsModule(DartsLightningModule):
     def _joint_step(self, batch, batch_idx: int, warm: bool):
         if not warm:
             return self._weight_step(batch, batch_idx)
-        optimizer = self.architecture_optimizers()
+        optimizer = self._arch_optimizer()
         optimizer.zero_grad()
         result = self.training_module.training_step(batch, batch_idx)
         loss = loss_of(result)
@@ -176,6 +176,13 @@ class FairDartsModule(DartsLightningModule):
         self.advance_optimization(total, batch_idx, self.gradient_clip_val)
         optimizer.step()
         return result
+
+    def _arch_optimizer(self):
+        """The optimizer of α. Its steps are not counted: ``max_steps`` and ``global_step`` are the weights' steps."""
+        optimizer = self.architecture_optimizers()
+        # Lightning hangs its count on every optimizer before each batch.
+        optimizer._on_before_step = optimizer._on_after_step = _nothing
+        return optimizer
 
     def zero_one(self) -> Tensor:
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
@@ -188,23 +195,11 @@ class FairDartsModule(DartsLightningModule):
         require_finite(name, float(value), self.trainer, batch_idx)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    # -- validation: NNI forwards none of these hooks, its one-shot modules never validate -----------------------------
-
-    def validation_step(self, *args, **kwargs):
-        return self.training_module.validation_step(*args, **kwargs)
-
-    def on_validation_epoch_start(self):
-        return self.training_module.on_validation_epoch_start()
+    # -- validation -------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_end(self):
         self._validated = True
-        return self.training_module.on_validation_epoch_end()
-
-    def on_validation_batch_start(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_start(*args, **kwargs)
-
-    def on_validation_batch_end(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_end(*args, **kwargs)
+        return super().on_validation_epoch_end()
 
     def on_fit_end(self):
         try:
@@ -224,6 +219,7 @@ class FairDartsModule(DartsLightningModule):
     # -- history ----------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self):
+        self.advance_plateaus()  # the validation is over
         result = super().on_train_epoch_end()
         record = self.epoch_record()
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
@@ -283,14 +279,21 @@ class FairDartsModule(DartsLightningModule):
     def _history_path(self) -> Path | None:
         if self.history is not None:
             return self.history
-        folder = self.trainer.log_dir if self.trainer.loggers else None
-        return Path(folder) / "history.jsonl" if folder else None
+        if not self.trainer.loggers:
+            return None
+        logger = self.trainer.loggers[0]
+        if getattr(logger, "log_dir", None):
+            return Path(logger.log_dir) / "history.jsonl"
+        if not logger.save_dir:
+            return None
+        # As Lightning's checkpoints: a folder of the run's own, so that no other run's history is replaced.
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return Path(logger.save_dir) / str(logger.name) / version / "history.jsonl"
 
 
 LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates")
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
 
 
-def loss_of(result) -> Tensor:
-    """The loss in what a Lightning ``training_step`` returned: a tensor, or a mapping with ``loss``."""
-    return result["loss"] if isinstance(result, dict) else result
+def _nothing() -> None:
+    """Does nothing."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nni.nas.strategy
 import torch
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
 from nni.nas.space import ModelStatus, RawFormatModelSpace
@@ -17,6 +18,7 @@ from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
+from nni_fairdarts.guests import SearchData
 from nni_fairdarts.inheritance import inherit, reestimate_batch_norm
 from nni_fairdarts.network import check_image_size, stem_channels
 from nni_fairdarts.search import FairDartsModule
@@ -245,10 +247,29 @@ class FairDARTS(nni.nas.strategy.DARTS):
             history=self.history,
         )
 
+    def mutate_evaluator(self, evaluator):
+        if isinstance(evaluator, Lightning):
+            _check_trainer(evaluator.trainer)
+        data = getattr(evaluator, "datamodule", None)
+        if data is None:
+            return super().mutate_evaluator(evaluator)
+        evaluator.datamodule = SearchData(data)
+        try:
+            return super().mutate_evaluator(evaluator)
+        finally:
+            evaluator.datamodule = data
+
     def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         if self.single_level:
             return {"train": train_dataloader_fn()}
-        return super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
+        loaders = super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
+        if isinstance(loaders["val"], list | tuple | dict):
+            raise InputError(
+                f"α learns from one loader, but the evaluator's val_dataloaders are {len(loaders['val'])}; give one "
+                "for the images of all (torch.utils.data.ConcatDataset), and those to validate on as "
+                "FairDARTS(validation_dataloaders=...)"
+            )
+        return loaders
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
@@ -294,7 +315,8 @@ class DerivedModelSpace(RawFormatModelSpace):
             if self.supernet is not None:
                 inherit(model, self.supernet, self.sample)
                 if self.reestimate_batches:
-                    reestimate_batch_norm(model, _training_batches(self.evaluator), self.reestimate_batches)
+                    batches, forward = _training_batches(self.evaluator), _training_forward(self.evaluator.module)
+                    reestimate_batch_norm(model, batches, self.reestimate_batches, forward)
             self._model = weakref.ref(model)
         return model
 
@@ -303,6 +325,22 @@ def _training_batches(evaluator):
     """The evaluator's training loader, or its data module's."""
     module = evaluator.datamodule
     return evaluator.train_dataloaders if module is None else module.train_dataloader()
+
+
+def _training_forward(module):
+    """Feeds a batch to a network as the evaluator's ``training_step`` does, whatever its batches are; logs nothing."""
+
+    def forward(network, batch):
+        model = module.model
+        module.set_model(network)
+        module.log = lambda *args, **kwargs: None
+        try:
+            module.training_step(batch, 0)
+        finally:
+            del module.log
+            module.set_model(model)
+
+    return forward
 
 
 def register() -> None:
@@ -321,6 +359,20 @@ def _check_images(space: NDS, inputs: tuple) -> None:
         )
     for side in images.shape[-2:]:
         check_image_size(side, space.dataset)
+
+
+def _check_trainer(trainer) -> None:
+    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
+    if trainer.gradient_clip_val is not None:
+        raise InputError(
+            f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "
+            f"itself; leave it out there and use FairDARTS(gradient_clip_val={trainer.gradient_clip_val})"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but a search "
+            "takes a step for every batch; leave it out and make the loaders' batches larger"
+        )
 
 
 def _like(model: nn.Module) -> Tensor:

@@ -15,6 +15,7 @@ LAYERS = {
     "edges": 1,
     "config": 1,
     "gates": 1,
+    "guests": 1,
     "history": 1,
     "datasets": 1,
     "genotype": 2,

@@ -1,0 +1,188 @@
+"""The user's evaluator inside a search: hooks, losses and schedules of its module, and its data module."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from nni_fairdarts._nni import DartsLightningModule
+from nni_fairdarts.errors import InputError
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""Lightning's hooks that take a batch, first, and return one."""
+
+
+class EvaluatorHooks(DartsLightningModule):
+    """Hands on to the evaluator's module the hooks that NNI's one-shot modules swallow, and lets go of it at the end.
+
+    NNI forwards the others. Those around an optimizer's step are for the weights' steps only.
+    """
+
+    def __init__(self, training_module, **kwargs):
+        super().__init__(training_module, **kwargs)
+        _wrap_transfers(self, training_module)
+
+    def teardown(self, stage: str | None = None):
+        try:
+            return super().teardown(stage)
+        finally:
+            # NNI's setup put the search's log there; with it the module could never log for another trainer.
+            vars(self.training_module).pop("log", None)
+
+    def prepare_data(self):
+        return self.training_module.prepare_data()
+
+    def configure_callbacks(self):
+        return self.training_module.configure_callbacks()
+
+    def backward(self, loss, *args, **kwargs):
+        return self.training_module.backward(loss, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer):
+        if not getattr(optimizer, "is_arch_optimizer", False):
+            self.training_module.on_before_optimizer_step(optimizer)
+
+    def on_save_checkpoint(self, checkpoint):
+        return self.training_module.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint):
+        return self.training_module.on_load_checkpoint(checkpoint)
+
+    # -- schedules ----------------------------------------------------------------------------------------------------
+
+    def advance_lr_schedulers(self, batch_idx: int):
+        """NNI's, without those that wait for a metric (NNI steps them without one, and they raise)."""
+        self._step_schedulers("step", batch_idx)
+        if self.trainer.is_last_batch:
+            self._step_schedulers("epoch", self.trainer.current_epoch)
+
+    def advance_plateaus(self):
+        """Step the schedules that wait for a metric, behind the epoch's validation."""
+        self._step_schedulers("epoch", self.trainer.current_epoch, on_plateau=True)
+
+    def _step_schedulers(self, interval: str, index: int, on_plateau: bool = False) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            due = config.interval == interval and (index + 1) % config.frequency == 0
+            if due and isinstance(config.scheduler, ReduceLROnPlateau) == on_plateau:
+                metric = self._monitored(config.scheduler) if on_plateau else None
+                self.training_module.lr_scheduler_step(config.scheduler, metric)
+
+    def postprocess_weight_optimizers(self, optimizers):
+        # Lightning drops what a schedule waits for where, as here, steps are taken by hand.
+        self._monitors = dict(_take_monitors(optimizers))
+        return super().postprocess_weight_optimizers(optimizers)
+
+    def _monitored(self, scheduler: ReduceLROnPlateau) -> Tensor:
+        """The metric that a schedule of the evaluator waits for."""
+        known = self.trainer.callback_metrics
+        name = self._monitors.get(scheduler)
+        if name not in known:
+            raise InputError(
+                f"the evaluator's ReduceLROnPlateau waits for {name!r}, which nothing has logged; give its 'monitor' "
+                f"as one of: {', '.join(known)}"
+            )
+        return known[name]
+
+    # -- validation: NNI's one-shot modules have none -----------------------------------------------------------------
+
+    def validation_step(self, *args, **kwargs):
+        return self.training_module.validation_step(*args, **kwargs)
+
+    def on_validation_epoch_start(self):
+        return self.training_module.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self):
+        return self.training_module.on_validation_epoch_end()
+
+    def on_validation_batch_start(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_start(*args, **kwargs)
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_end(*args, **kwargs)
+
+
+def loss_of(result) -> Tensor:
+    """The loss in what a Lightning ``training_step`` returned: a tensor, or a mapping with ``loss``.
+
+    Raises InputError where that is not one number.
+    """
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"a mapping with {', '.join(map(str, result))}" if isinstance(result, Mapping) else type(result).__name__
+        if isinstance(loss, Tensor):
+            came = f"one of shape {tuple(loss.shape)}"
+        raise InputError(
+            "the evaluator's training_step must return its loss, a tensor with one number, or a mapping with such a "
+            f"tensor under 'loss'; got {came}"
+        )
+    return loss
+
+
+class SearchData(pl.LightningDataModule):
+    """Stands for the user's data module in a search: NNI plants its loaders on this one, the user's stays as it is."""
+
+    def __init__(self, datamodule: pl.LightningDataModule):
+        super().__init__()
+        self.datamodule = datamodule
+        _wrap_transfers(self, datamodule)
+
+    def __getattr__(self, name: str):
+        if name == "datamodule":
+            raise AttributeError(name)
+        return getattr(self.datamodule, name)
+
+    def prepare_data(self):
+        self.datamodule.prepare_data()
+
+    def setup(self, stage: str):
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup(stage)
+
+    def teardown(self, stage: str):
+        self.datamodule.teardown(stage)
+
+    def train_dataloader(self):
+        return self.datamodule.train_dataloader()
+
+    def val_dataloader(self):
+        return self.datamodule.val_dataloader()
+
+    def state_dict(self):
+        return self.datamodule.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.datamodule.load_state_dict(state_dict)
+
+
+def _wrap_transfers(owner, user) -> None:
+    """Give ``owner`` the transfer hooks that ``user`` has of its own; others stay Lightning's."""
+    for name in TRANSFER_HOOKS:
+        if is_overridden(name, user):
+            setattr(owner, name, _each_half(owner, getattr(user, name)))
+
+
+def _each_half(owner, hook: Callable) -> Callable:
+    """``hook`` for batches of a search step, {"train": batch, "val": batch}, and for those of a validation."""
+
+    def on_halves(batch, *args):
+        if owner.trainer.training:
+            return {half: hook(part, *args) for half, part in batch.items()}
+        return hook(batch, *args)
+
+    return on_halves
+
+
+def _take_monitors(configuration) -> Iterator[tuple[ReduceLROnPlateau, str]]:
+    """Take ``monitor`` and ``strict`` out of what ``configure_optimizers`` returned; every plateau and its metric."""
+    if isinstance(configuration, list | tuple):
+        for part in configuration:
+            yield from _take_monitors(part)
+    elif isinstance(configuration, dict):
+        schedule = configuration.get("lr_scheduler", configuration.get("scheduler"))
+        if isinstance(schedule, ReduceLROnPlateau):
+            yield schedule, configuration.pop("monitor", None)
+            configuration.pop("strict", None)
+        else:
+            yield from _take_monitors(schedule)
