@@ -1,8 +1,10 @@
 """The history of a search: one JSON line per epoch, with every gate, and one line for people."""
 
 import json
+import os
 from pathlib import Path
 
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.files import write_text
 
 
@@ -39,3 +41,30 @@ def read_history(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def check_new(path: Path, resumed: bool) -> None:
+    """Raise InputError, before training, where ``path`` is there already (if not resumed) or cannot be written."""
+    if path.exists() and not resumed:
+        raise InputError(f"the history file {path} exists already; give another, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"cannot write the history file {path}: its folder cannot be made or written to")
+
+
+def beside_logs(trainer) -> Path | None:
+    """The history file beside the logs of the trainer's first logger; None where it has no logger, or no folder."""
+    if not trainer.loggers:
+        return None
+    logger = trainer.loggers[0]
+    if getattr(logger, "log_dir", None):
+        return Path(logger.log_dir) / "history.jsonl"
+    if not logger.save_dir:
+        return None
+    # As Lightning's checkpoints: a folder of the run's own, so that no other run's history is replaced.
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir) / str(logger.name) / version / "history.jsonl"

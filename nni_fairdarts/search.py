@@ -1,6 +1,5 @@
 """The bilevel step of a search, its validation and its history."""
 
-import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,8 @@ from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError, require_finite
 from nni_fairdarts.gates import LOSSES, flat
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
-from nni_fairdarts.history import append_epoch, epoch_line
+from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
+from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.supernet import Choice, choices_of
 
 
@@ -57,6 +57,7 @@ class FairDartsModule(EvaluatorHooks):
         log_prob_every_n_step: int,
         warmup_epochs: int,
         history: Path | None,
+        penalty: ResourcePenalty | None = None,
     ):
         super().__init__(
             training_module,
@@ -72,6 +73,7 @@ class FairDartsModule(EvaluatorHooks):
         self.threshold = threshold
         self.single_level = single_level
         self.history = history
+        self.penalty = penalty
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,10 @@ class FairDartsModule(EvaluatorHooks):
         known = set(self._alphas)
         self._weights = [p for p in self.parameters() if p not in known]
         self._choices = self.choices()
-        self._check_history()
+        if self.penalty is not None:
+            self.penalty.cost(self.weights())  # raises for a profiler of another space
+        if self.history is not None and self.trainer.is_global_zero:
+            check_new(self.history, resumed=self.trainer.ckpt_path is not None)
         return super().on_fit_start()
 
     def on_train_epoch_start(self):
@@ -149,8 +154,7 @@ class FairDartsModule(EvaluatorHooks):
         with frozen(self._weights):
             optimizer = self._arch_optimizer()
             optimizer.zero_grad()
-            loss = loss_of(self.training_module.training_step(batch, 2 * batch_idx))
-            total = loss + self.zero_one_weight * self.zero_one()
+            total = self.arch_loss(loss_of(self.training_module.training_step(batch, 2 * batch_idx)))
             self._note("arch_loss", total, batch_idx)
             self.manual_backward(total)
             optimizer.step()
@@ -170,7 +174,7 @@ class FairDartsModule(EvaluatorHooks):
         optimizer.zero_grad()
         result = self.training_module.training_step(batch, batch_idx)
         loss = loss_of(result)
-        total = loss + self.zero_one_weight * self.zero_one()
+        total = self.arch_loss(loss)
         self._note("train_loss", loss, batch_idx)
         self._note("arch_loss", total, batch_idx)
         self.advance_optimization(total, batch_idx, self.gradient_clip_val)
@@ -184,6 +188,18 @@ class FairDartsModule(EvaluatorHooks):
         optimizer._on_before_step = optimizer._on_after_step = _nothing
         return optimizer
 
+    def arch_loss(self, loss: Tensor) -> Tensor:
+        """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss."""
+        if self.penalty is not None:
+            loss, details = self.penalty.forward(loss, self.weights())
+            self.log_dict({f"penalty/{name}": value for name, value in details.items()})
+            self._add("expected_cost", details["penalty"])
+        return loss + self.zero_one_weight * self.zero_one()
+
+    def weights(self) -> dict[str, tuple[tuple, Tensor]]:
+        """{label, or edge of a cell: (operations, their gates)}, with gradient."""
+        return {name: row for choice in self._choices.values() for name, row in choice.weights().items()}
+
     def zero_one(self) -> Tensor:
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
         if not self._choices:  # every choice went to hooks of the user's
@@ -193,6 +209,9 @@ class FairDartsModule(EvaluatorHooks):
     def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
         value = loss.detach()
         require_finite(name, float(value), self.trainer, batch_idx)
+        self._add(name, value)
+
+    def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     # -- validation -------------------------------------------------------------------------------------------------
@@ -226,7 +245,7 @@ class FairDartsModule(EvaluatorHooks):
         self.log_probs(self.export_probs())
         if self.trainer.is_global_zero:
             self.print(epoch_line(record, self.trainer.max_epochs))
-            path = self._history_path()
+            path = self.history or beside_logs(self.trainer)
             if path is not None:
                 append_epoch(path, record)
         return result
@@ -247,6 +266,7 @@ class FairDartsModule(EvaluatorHooks):
             "train_loss": self._mean("train_loss"),
             "arch_loss": self._mean("arch_loss"),
             "zero_one_loss": zero_one,
+            **({} if self.penalty is None else {"expected_cost": self._mean("expected_cost")}),
             **metrics,
             "decided_gates": decided_share(everything) if everything else None,
             "open_gates": open_gates(everything, self.threshold),
@@ -260,35 +280,6 @@ class FairDartsModule(EvaluatorHooks):
 
     def _mean(self, name: str) -> float | None:
         return float(self._sums[name]) / self._batches if name in self._sums and self._batches else None
-
-    def _check_history(self) -> None:
-        """Raise InputError, before training, where the user's history file is there already or cannot be written."""
-        path = self.history
-        if path is None or not self.trainer.is_global_zero:
-            return
-        if path.exists() and self.trainer.ckpt_path is None:
-            raise InputError(f"the history file {path} exists already; give another, or remove it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writable = os.access(path.parent, os.W_OK)
-        except OSError:
-            writable = False
-        if not writable:
-            raise InputError(f"cannot write the history file {path}: its folder cannot be made or written to")
-
-    def _history_path(self) -> Path | None:
-        if self.history is not None:
-            return self.history
-        if not self.trainer.loggers:
-            return None
-        logger = self.trainer.loggers[0]
-        if getattr(logger, "log_dir", None):
-            return Path(logger.log_dir) / "history.jsonl"
-        if not logger.save_dir:
-            return None
-        # As Lightning's checkpoints: a folder of the run's own, so that no other run's history is replaced.
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return Path(logger.save_dir) / str(logger.name) / version / "history.jsonl"
 
 
 LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates")

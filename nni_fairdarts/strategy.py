@@ -2,7 +2,6 @@
 
 import copy
 import math
-import weakref
 from pathlib import Path
 
 import nni.nas.strategy
@@ -10,17 +9,16 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
-from nni.nas.space import ModelStatus, RawFormatModelSpace
 from torch import Tensor, nn
 
 from nni_fairdarts._nni import OneShotStrategy
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.freezing import freeze
+from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
 from nni_fairdarts.guests import SearchData
-from nni_fairdarts.inheritance import inherit, reestimate_batch_norm
 from nni_fairdarts.network import check_image_size, stem_channels
+from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.search import FairDartsModule
 from nni_fairdarts.supernet import (
     EXPORTS,
@@ -81,13 +79,16 @@ class FairDARTS(nni.nas.strategy.DARTS):
         Steps between two records of every gate in Lightning's loggers; 0 for none.
     mutation_hooks
         NNI's: tried before this strategy's own, for choices of your own kind.
+    penalty
+        What the network may cost: NNI's dict of ``profiler``, ``baseline``, ``scale``, ``nonlinear``, ``aggregate``,
+        or its ``ExpectationProfilerPenalty``; see ``nni_fairdarts.penalty``. Here it reaches α.
     validation_dataloaders
         Loaders for the validation after each epoch. By default the evaluator's ``val_dataloaders``, which α learns
         from, as the published code does; give those images without augmentation, or a set of your own.
     history
         File for one JSON line per epoch; by default ``history.jsonl`` beside the logs of Lightning's first logger.
 
-    Raises InputError for values outside these ranges, and for NNI's ``penalty``, which does not reach α.
+    Raises InputError for values outside these ranges.
     """
 
     def __init__(
@@ -115,11 +116,6 @@ class FairDARTS(nni.nas.strategy.DARTS):
         validation_dataloaders=None,
         history: str | Path | None = None,
     ):
-        if penalty is not None:
-            raise InputError(
-                "FairDARTS takes no penalty: NNI computes it from detached numbers, so that it scales the loss but "
-                "never reaches α; leave it out"
-            )
         _check_number("arc_weight_decay", arc_weight_decay, "0 or more", lambda v: v >= 0)
         _check_number("zero_one_weight", zero_one_weight, "0 or more", lambda v: v >= 0)
         _check_number("warmup_epochs", warmup_epochs, "0 or more", lambda v: v >= 0, whole=True)
@@ -161,6 +157,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.recompute = recompute
         self.validation_dataloaders = validation_dataloaders
         self.history = None if history is None else Path(history)
+        self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
 
     def extra_repr(self) -> str:
@@ -245,6 +242,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
             history=self.history,
+            penalty=self.penalty,
         )
 
     def mutate_evaluator(self, evaluator):
@@ -289,58 +287,6 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.supernet if self.inherit_weights else None,
             self.reestimate_batches,
         )
-
-
-class DerivedModelSpace(RawFormatModelSpace):
-    """One frozen model of NNI's kind whose ``sample`` may keep more, or less, than NNI's can say.
-
-    ``supernet``: where its weights come from, fresh ones without it; ``reestimate_batches``: of the evaluator's
-    training loader, for its batch norms.
-    """
-
-    def __init__(self, model_space, evaluator, sample, style="fairdarts", supernet=None, reestimate_batches=0):
-        super().__init__(model_space, evaluator)
-        self.sample = sample
-        self.style = style
-        self.supernet = supernet
-        self.reestimate_batches = reestimate_batches
-        self.status = ModelStatus.Frozen
-        self._model: weakref.ReferenceType | None = None
-
-    def executable_model(self) -> nn.Module:
-        """The derived network; the same object as long as somebody holds it."""
-        model = self._model() if self._model is not None else None
-        if model is None:
-            model = freeze(self.model_space, self.sample, self.style)
-            if self.supernet is not None:
-                inherit(model, self.supernet, self.sample)
-                if self.reestimate_batches:
-                    batches, forward = _training_batches(self.evaluator), _training_forward(self.evaluator.module)
-                    reestimate_batch_norm(model, batches, self.reestimate_batches, forward)
-            self._model = weakref.ref(model)
-        return model
-
-
-def _training_batches(evaluator):
-    """The evaluator's training loader, or its data module's."""
-    module = evaluator.datamodule
-    return evaluator.train_dataloaders if module is None else module.train_dataloader()
-
-
-def _training_forward(module):
-    """Feeds a batch to a network as the evaluator's ``training_step`` does, whatever its batches are; logs nothing."""
-
-    def forward(network, batch):
-        model = module.model
-        module.set_model(network)
-        module.log = lambda *args, **kwargs: None
-        try:
-            module.training_step(batch, 0)
-        finally:
-            del module.log
-            module.set_model(model)
-
-    return forward
 
 
 def register() -> None:

@@ -27,13 +27,15 @@ LAYERS = {
     "spaces": 3,
     "supernet": 4,
     "network": 4,
+    "penalty": 5,
     "freezing": 5,
     "published": 5,
-    "search": 5,
+    "search": 6,
     "inheritance": 6,
-    "strategy": 7,
-    "experiment": 8,
-    "cli": 9,
+    "exports": 7,
+    "strategy": 8,
+    "experiment": 9,
+    "cli": 10,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

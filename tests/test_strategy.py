@@ -108,7 +108,10 @@ def test_defaults_are_the_published_values():
         ({"arc_learning_rate": math.inf}, ["arc_learning_rate must be more than 0, got inf"]),
         ({"arc_learning_rate": "3e-3"}, ["arc_learning_rate must be more than 0, got '3e-3'"]),
         ({"warmup_epochs": 1.5}, ["warmup_epochs must be a whole number, 0 or more, got 1.5"]),
-        ({"penalty": {"profiler": None, "baseline": 1}}, ["takes no penalty", "never reaches α; leave it out"]),
+        ({"penalty": {"profiler": None, "baseline": 1}}, ["profiler must be an ExpressionProfiler", "got NoneType"]),
+        ({"export": "both"}, ["unknown export 'both'; known: single, multi"]),
+        ({"reestimate_batches": -1}, ["reestimate_batches must be a whole number, 0 or more, got -1"]),
+        ({"reestimate_batches": 2}, ["give inherit_weights=True"]),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from torch import nn
 from nni_fairdarts.discretize import keep
 from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, Choice, GatedModule, SupernetOptions, shared_alpha
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
@@ -41,6 +41,15 @@ class GatedCell(GatedModule):
 
     def edge_indices(self):
         return [(node, source) for node in self.output_node_indices for source in range(node)]
+
+    def edge_labels(self) -> tuple[str, ...]:
+        """Names of α's rows, like ``normal/2_0``: node 2 from state 0."""
+        return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
+
+    def choices(self):
+        return (
+            Choice(self.label, self.operations, self.alpha, self.options.relaxation, rows=self.edge_labels()),
+        )
 
     def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
         ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)
@@ -92,7 +101,7 @@ class GatedCell(GatedModule):
 
     def export_probs(self, memo):
         """Every edge's gates, under labels like ``normal/2_0`` (node 2 from state 0)."""
-        labels = [f"{self.label}/{node}_{source}" for node, source in self.edge_indices()]
+        labels = self.edge_labels()
         if labels[0] in memo:
             return {}
         return {

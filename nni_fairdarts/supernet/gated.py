@@ -46,6 +46,7 @@ class Choice:
     """One label of a supernet: its α, how α becomes gates, and what the gates of its last dimension stand for.
 
     ``exclusive``: one of many (see ``nni_fairdarts.gates.one_of_many``), the gates sum to 1; else each is its own.
+    ``rows``: names of α's rows where it has two dimensions.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Choice:
     alpha: nn.Parameter
     relaxation: Callable[[Tensor], Tensor]
     exclusive: bool = False
+    rows: tuple[str, ...] = ()
 
     def gates(self) -> Tensor:
         """Gates in (0, 1), of α's shape."""
@@ -62,6 +64,11 @@ class Choice:
         """Gates as nested lists of Python floats, without gradient."""
         with torch.no_grad():
             return self.gates().tolist()
+
+    def weights(self) -> dict[str, tuple[tuple, Tensor]]:
+        """{label, or name of a row: (operations, their gates)}, with gradient."""
+        gates = self.gates().unbind() if self.rows else [self.gates()]
+        return {name: (self.operations, row) for name, row in zip(self.rows or (self.label,), gates, strict=True)}
 
 
 class GatedModule(BaseSuperNetModule):

@@ -19,7 +19,7 @@ def recomputed(module: nn.Module, *args, **kwargs):
     """
     if not torch.is_grad_enabled() or isinstance(module, nn.Identity):
         return module(*args, **kwargs)
-    start = {id(buffer): buffer.clone() for buffer in module.buffers()}  # by identity: modules may share a buffer
+    start = copies_of({(m, name): b for m in module.modules() for name, b in m.named_buffers(recurse=False)})
     again = False
 
     def call(*args, **kwargs):
@@ -27,21 +27,31 @@ def recomputed(module: nn.Module, *args, **kwargs):
         if not again:
             again = True
             return module(*args, **kwargs)
-        with buffers_from(module, start):
+        with buffers_from(start):
             return module(*args, **kwargs)
 
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
 
 
+Buffers = dict[tuple[nn.Module, str], Tensor]
+"""Buffers by the module that holds them and their name there."""
+
+
+def copies_of(buffers: Buffers) -> Buffers:
+    """Copies under the same keys; what was one tensor under several is one copy."""
+    copies = {id(buffer): buffer.clone() for buffer in buffers.values()}
+    return {key: copies[id(buffer)] for key, buffer in buffers.items()}
+
+
 @contextmanager
-def buffers_from(module: nn.Module, start: dict[int, Tensor]) -> Iterator[None]:
-    """Inside, every buffer of ``module`` is a copy of what ``start`` has under its id, afterwards its own again."""
-    own = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
-    copies = {key: tensor.clone() for key, tensor in start.items()}  # a kept graph may be gone through once more
+def buffers_from(start: Buffers) -> Iterator[None]:
+    """Inside, the modules have copies of the buffers in ``start``; afterwards they have their own again, untouched."""
+    own = {(module, name): getattr(module, name) for module, name in start}
     try:
-        for owner, name, buffer in own:
-            setattr(owner, name, copies[id(buffer)])
+        # Copies of copies: where the graph is kept, another backward pass starts from the same.
+        for (module, name), buffer in copies_of(start).items():
+            setattr(module, name, buffer)
         yield
     finally:
-        for owner, name, buffer in own:
-            setattr(owner, name, buffer)
+        for (module, name), buffer in own.items():
+            setattr(module, name, buffer)
