@@ -19,7 +19,13 @@ def recomputed(module: nn.Module, *args, **kwargs):
     """
     if not torch.is_grad_enabled() or isinstance(module, nn.Identity):
         return module(*args, **kwargs)
-    start = copies_of({(m, name): b for m in module.modules() for name, b in m.named_buffers(recurse=False)})
+    start = copies_of(
+        {
+            (owner, name): buffer
+            for owner in module.modules()
+            for name, buffer in owner.named_buffers(recurse=False, remove_duplicate=False)
+        }
+    )
     again = False
 
     def call(*args, **kwargs):

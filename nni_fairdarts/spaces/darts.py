@@ -1,4 +1,4 @@
-"""Model spaces: NNI's DARTS space for any number of classes and input channels."""
+"""NNI's DARTS space for any number of classes and input channels."""
 
 from collections import Counter
 
