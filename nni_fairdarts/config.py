@@ -74,6 +74,28 @@ class SpaceConfig:
 
 
 @dataclass(frozen=True)
+class PenaltyConfig:
+    """What the derived network may cost; names and formulas are NNI's, see ``nni_fairdarts.penalty``.
+
+    Args:
+        profiler: flops (multiply-adds) or params.
+        baseline: the cost at which the penalty is zero; it must be given.
+        scale: weight (add) or exponent (mul) of the penalty.
+        nonlinear: linear, positive (nothing below the baseline), negative or absolute.
+        aggregate: add to the loss, or mul it.
+    """
+
+    profiler: Literal["flops", "params"] = "flops"
+    baseline: float = 0.0
+    scale: float = 1.0
+    nonlinear: Literal["linear", "positive", "negative", "absolute"] = "linear"
+    aggregate: Literal["add", "mul"] = "add"
+
+    def __post_init__(self):
+        _check("penalty", self.baseline > 0, "baseline", self.baseline, "more than 0, the cost you aim at")
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """The bilevel search.
 
@@ -98,6 +120,8 @@ class SearchConfig:
         single_level: one batch updates weights and α.
         warmup_epochs: epochs at the start in which α rests.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
+        recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
+        penalty: what the derived network may cost; unset for no bound.
     """
 
     epochs: int = 50
@@ -120,6 +144,8 @@ class SearchConfig:
     single_level: bool = False
     warmup_epochs: int = 0
     candidate_norm: Literal["paper", "space"] = "paper"
+    recompute: bool = False
+    penalty: Optional[PenaltyConfig] = None  # noqa: UP045
 
     def __post_init__(self):
         _check_sgd("search", self)
@@ -254,5 +280,8 @@ def from_mapping(values: dict) -> RunConfig:
     for key in sections.keys() & values.keys():
         if not isinstance(values[key], dict):
             raise InputError(f"{key} must be a section with settings of its own, got {values[key]!r}")
-        built[key] = sections[key](**values[key])
+        settings = dict(values[key])
+        if isinstance(settings.get("penalty"), dict):
+            settings["penalty"] = PenaltyConfig(**settings["penalty"])
+        built[key] = sections[key](**settings)
     return RunConfig(**built)

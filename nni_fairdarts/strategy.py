@@ -73,8 +73,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         With inherited weights: batches of the evaluator's training loader from which the exported network's batch
         norms are estimated anew; 0 keeps the supernet's.
     recompute
-        Compute candidates again in the backward pass in place of keeping what they put out: less memory, more time,
-        the same numbers.
+        Compute candidates again in the backward pass in place of keeping what they compute inside: less memory, more
+        time, the same numbers.
     log_prob_every_n_step
         Steps between two records of every gate in Lightning's loggers; 0 for none.
     mutation_hooks

@@ -1,6 +1,7 @@
 """The search of a run, through NNI's experiment."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from nni.nas.experiment import NasExperiment
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
-from nni_fairdarts.config import RunConfig
+from nni_fairdarts.config import PenaltyConfig, RunConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import augmentation_of, load_images, prepare, trainer_of, training_of, versions
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.penalty import profiler
 from nni_fairdarts.spaces import DARTS
 from nni_fairdarts.strategy import FairDARTS
 
@@ -67,6 +69,14 @@ def search_loaders(config: RunConfig, images: datasets.ImageData):
     )
 
 
+def _penalty(settings: PenaltyConfig | None, space: DARTS, images: datasets.ImageData) -> dict | None:
+    """The strategy's penalty: the configured one, with a profiler of ``space`` for one image."""
+    if settings is None:
+        return None
+    image = torch.zeros(1, images.in_channels, images.image_size, images.image_size)
+    return {**asdict(settings), "profiler": profiler(settings.profiler, space, image)}
+
+
 def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path | None) -> dict:
     prepare(config)
     settings, began = config.search, time.perf_counter()
@@ -92,6 +102,8 @@ def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path |
         warmup_epochs=settings.warmup_epochs,
         gradient_clip_val=settings.gradient_clip_val or None,
         candidate_norm=settings.candidate_norm,
+        recompute=settings.recompute,
+        penalty=_penalty(settings.penalty, space, images),
         validation_dataloaders=validation_loader,
         history=folder / "history.jsonl",
     )
