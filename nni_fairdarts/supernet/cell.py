@@ -47,9 +47,7 @@ class GatedCell(GatedModule):
         return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
 
     def choices(self):
-        return (
-            Choice(self.label, self.operations, self.alpha, self.options.relaxation, rows=self.edge_labels()),
-        )
+        return (Choice(self.label, self.operations, self.alpha, self.options.relaxation, rows=self.edge_labels()),)
 
     def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
         ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)

@@ -72,7 +72,9 @@ class GatedStage(GatedRepeat):
                 "must be 3 or more"
             )
         stage = cls(module, ValueWeights([module.depth_choice], memo, options, f"stage {name!r}"))
-        return stage.to(options.like)
+        if stage.first_cell_transformation is not None:
+            stage.first_cell_transformation.to(options.like)
+        return stage
 
     def align(self, state, depth):
         # With one cell at most the next stage was built for what that cell hands on.

@@ -20,7 +20,6 @@ from nni_fairdarts._nni import (
     MixedOperation,
 )
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.gated import OPTIONS_KEY
 from nni_fairdarts.supernet.norm import drop_scales
 
 
@@ -44,8 +43,7 @@ class GatedOperation(MixedOperation):
                 "whole layers into a LayerChoice"
             )
         cls.check(module, where)
-        options = mutate_kwargs[OPTIONS_KEY]
-        operation = super().mutate(module, name, memo, mutate_kwargs).to(options.like)
+        operation = super().mutate(module, name, memo, mutate_kwargs)
         operation.prepare()
         return operation
 

@@ -101,8 +101,10 @@ class ValuePolicy(MixedOperationSamplingPolicy):
     """NNI's seam between a mixed operation and a strategy: the weights of the operation's arguments."""
 
     def __init__(self, operation, memo, mutate_kwargs):
+        options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
+        operation.to(options.like)  # before α is part of it, which stays in single precision or better
         operation.value_weights = ValueWeights(
-            operation.mutable_arguments.values(), memo, mutate_kwargs[OPTIONS_KEY], operation.bound_type.__name__
+            operation.mutable_arguments.values(), memo, options, operation.bound_type.__name__
         )
 
     def resample(self, operation, memo):
