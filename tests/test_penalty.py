@@ -11,6 +11,7 @@ import nni.nas.profiler.pytorch.utils.shape_formula as nni_shapes
 import pytest
 import torch
 from nni.mutable import Categorical, MutableExpression
+from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.hub.pytorch import (
     DARTS,
     AutoFormer,
@@ -19,19 +20,23 @@ from nni.nas.hub.pytorch import (
     ProxylessNAS,
     ShuffleNetSpace,
 )
-from nni.nas.hub.pytorch.nasnet import NDS, OPS
+from nni.nas.hub.pytorch.nasnet import NDS, OPS, Zero
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableConv2d, Repeat
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty, SampleProfilerPenalty
 from nni.nas.oneshot.pytorch.supermodule._expression_utils import expression_expectation
 from nni.nas.profiler import ExpressionProfiler
 from nni.nas.profiler.pytorch.flops import FlopsParamsProfiler, FlopsProfiler, NumParamsProfiler
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_fairdarts import FairDARTS, Genotype, InputError, derive_network
+from nni_fairdarts.data import retrain_loaders, search_loaders
+from nni_fairdarts.datasets import load
 from nni_fairdarts.network import count_multiply_adds, count_parameters
 from nni_fairdarts.penalty import ExpectedCost, ResourcePenalty, profiler
 from nni_fairdarts.penalty.terms import MOST_COMBINATIONS
+from nni_fairdarts.training import ImageTraining
 
 DTYPE = torch.float64
 
@@ -473,3 +478,77 @@ def test_bad_penalties_are_refused():
         ResourcePenalty.of({**good, "profiler": "flops"})
     with raises("the same for every architecture"):
         ResourcePenalty.of({**good, "profiler": Made(12.0)})
+
+
+# -- in a search -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("single_level", [False, True])
+def test_alpha_gets_the_penalty_s_gradient_in_a_search(search, classification, choices, single_level):
+    """The difference that the penalty makes to α.grad: scale / baseline · cost_o · σ(1 - σ), at α = 0 a quarter."""
+    seen = []
+
+    def look(optimizer, *args):
+        if [p.shape for p in optimizer.param_groups[0]["params"]] == [(3,), (2,)]:
+            seen.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
+
+    handle = register_optimizer_step_pre_hook(look)
+    for scale in (0.0, 3.0):
+        torch.manual_seed(0)
+        space = choices()
+        penalty = {"profiler": profiler("flops", space, torch.zeros(1, 3, 8, 8)), "baseline": 1000, "scale": scale}
+        search(space, classification(), FairDARTS(penalty=penalty, single_level=single_level))
+    handle.remove()
+    without, penalized = seen
+    costs = [64 * 4 * 4 * 9, 0, 0], [2 * 64 * 4 * 4, 2 * 64 * 4 * 4 * 9]
+    for before, after, cost in zip(without, penalized, costs, strict=True):
+        torch.testing.assert_close(after - before, 3.0 / 1000 * torch.tensor(cost) / 4, rtol=1e-5, atol=1e-5)
+
+
+def test_a_penalty_of_another_space_is_refused(search, classification, choices):
+    made = profiler("flops", Mixed(), torch.zeros(1, 3, 8, 8))
+    with raises("that the supernet does not have", "The supernet's choices: first, second"):
+        search(choices(), classification(), FairDARTS(penalty={"profiler": made, "baseline": 1000}))
+
+
+class Layers(ModelSpace):
+    """Three residual layers for digits, each a large convolution, a small one, both, or nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        for number in range(3):
+            candidates = {"large": self.layer(5), "small": self.layer(1), "none": Zero(1)}
+            setattr(self, f"layer{number}", LayerChoice(candidates, label=f"layer{number}"))
+        self.head = nn.Linear(8, 10)
+
+    @staticmethod
+    def layer(kernel):
+        return nn.Sequential(nn.Conv2d(8, 8, kernel, padding=kernel // 2), nn.BatchNorm2d(8), nn.ReLU())
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in (self.layer0, self.layer1, self.layer2):
+            x = x + layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_search_on_digits_ends_smaller_with_the_penalty(search, classification, quiet):
+    data, found = load("digits"), []
+    for scale in (0.0, 1.0):
+        torch.manual_seed(0)
+        space = Layers()
+        weights, alpha, _ = search_loaders(data, 96, None)
+        penalty = {"profiler": profiler("params", space, torch.zeros(1, 1, 8, 8)), "baseline": 5000, "scale": scale}
+        evaluator = classification(weights, alpha, max_epochs=6, learning_rate=1e-2)
+        experiment = search(space, evaluator, FairDARTS(arc_learning_rate=0.1, zero_one_weight=1.0, penalty=penalty))
+        network = Layers().freeze(experiment.export_top_models(formatter="dict")[0])
+        training, trainer = ImageTraining(10, learning_rate=0.05), Trainer(**{**quiet, "max_epochs": 12})
+        train, test = retrain_loaders(data, 64, None)
+        Lightning(training, trainer, train_dataloaders=train, val_dataloaders=test).evaluate(network)
+        found.append((count_parameters(network), float(trainer.callback_metrics["val_acc"])))
+    (size, accuracy), (smaller, penalized) = found
+    print(f"digits: {size:,} parameters, {accuracy:.2%}; with the penalty {smaller:,}, {penalized:.2%}")
+    assert smaller < size / 2
+    assert accuracy > 0.9
+    assert penalized > 0.25  # chance is 0.1
