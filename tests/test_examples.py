@@ -235,3 +235,23 @@ def test_nnis_script_runs_with_one_word_changed(monkeypatch, capsys, elsewhere):
     assert str(genotype) in printed
     assert left["network"](torch.randn(2, 1, 8, 8)).shape == (2, 10)
     assert [path.name for path in elsewhere.rglob("history.jsonl")] == ["history.jsonl"]
+
+
+def test_the_penalty_makes_the_network_smaller(capsys):
+    results = example("small_network").main(search_epochs=1, retrain_epochs=1, width=2, scale=5.0)
+    plain, small = results["without penalty"], results["with penalty"]
+    assert small["multiply_adds"] < plain["multiply_adds"]
+    printed = capsys.readouterr().out
+    for found in (plain, small):
+        assert f"{found['accuracy']:.2%} (test), {found['parameters']:,} parameters" in printed
+
+
+def test_s2_is_searched_and_its_chain_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["s2_search.py", "1"])
+    left = runpy.run_path(str(EXAMPLES / "s2_search.py"))
+    printed = capsys.readouterr().out
+    assert list(left["sample"]) == [f"layer_{i}" for i in range(8)]
+    for label, choice in left["sample"].items():
+        assert f"{label:8} {choice}" in printed
+    assert f"{sum(p.numel() for p in left['network'].parameters()):,} parameters" in printed
+    assert left["network"](torch.randn(2, 1, 8, 8)).shape == (2, 10)
