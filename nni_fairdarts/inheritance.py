@@ -1,5 +1,6 @@
 """A supernet's weights in the derived network, and batch norms that fit it."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
@@ -21,7 +22,9 @@ def inherit(network: nn.Module, supernet: ModelSpace, sample: Mapping) -> None:
 
     A batch norm whose scales the search dropped gets scale 1 and shift 0. Gates are not folded in, and the batch norm
     that a search puts behind pooling has no place in the derived network: statistics and weights fit the sum of all
-    gated candidates, so estimate the statistics again (``reestimate_batch_norm``), or train on.
+    gated candidates, so estimate the statistics again (``reestimate_batch_norm``), or train on. A layer of a
+    hand-written space that reads a concatenation of chosen widths keeps its first channels, not those of each part:
+    train it anew.
     Raises InputError where a weight of the network is not to be found in the supernet.
     """
     if isinstance(supernet, NDS):
@@ -40,6 +43,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, for
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momentum = [norm.momentum for norm in norms]
+    before = [copy.deepcopy(dict(norm.named_buffers())) for norm in norms]
     training = {module: module.training for module in network.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()
@@ -54,10 +58,13 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, for
                 (forward or _first_input)(network, move_data_to_device(batch, device))
                 seen += 1
     finally:
-        for norm, before in zip(norms, momentum, strict=True):
-            norm.momentum = before
-        for module, before in training.items():
-            module.training = before
+        for norm, value in zip(norms, momentum, strict=True):
+            norm.momentum = value
+        for module, value in training.items():
+            module.training = value
+        if not seen:  # nothing to put in their place
+            for norm, statistics in zip(norms, before, strict=True):
+                norm.load_state_dict(statistics, strict=False)
     if not seen:
         raise InputError("no batch to estimate batch norms from; give a loader that yields at least one")
 

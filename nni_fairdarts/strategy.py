@@ -30,6 +30,7 @@ from nni_fairdarts.supernet import (
     choices_of,
     read_whole_cells,
     refuse,
+    refuse_twins,
 )
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
 
@@ -182,6 +183,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         # Of a hub space only the sizes are read again.
         self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
         refuse(model, "", {}, {})
+        refuse_twins(model)
         self._options = SupernetOptions(
             RELAXATIONS["sigmoid"],
             self.candidate_norm,

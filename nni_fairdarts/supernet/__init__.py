@@ -10,12 +10,21 @@ from nni.nas.nn.pytorch import MutableModule
 from torch import nn
 
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.supernet.attention import GatedAttention
 from nni_fairdarts.supernet.cell import GatedCell
 from nni_fairdarts.supernet.depth import REPLACED, GatedRepeat, GatedStage
 from nni_fairdarts.supernet.gated import EXPORTS, OPTIONS_KEY, Choice, GatedModule, SupernetOptions
 from nni_fairdarts.supernet.input import GatedInput
 from nni_fairdarts.supernet.layer import GatedLayer
-from nni_fairdarts.supernet.operations import OPERATIONS, GatedReduce, read_whole_cells
+from nni_fairdarts.supernet.operations import (
+    GatedBatchNorm2d,
+    GatedConv2d,
+    GatedLayerNorm,
+    GatedLinear,
+    GatedReduce,
+    read_whole_cells,
+)
+from nni_fairdarts.supernet.plain import settle
 from nni_fairdarts.supernet.values import ValuePolicy, ValueWeights
 
 __all__ = [
@@ -35,7 +44,10 @@ __all__ = [
     "choices_of",
     "read_whole_cells",
     "refuse",
+    "refuse_twins",
 ]
+
+OPERATIONS = (GatedLinear, GatedConv2d, GatedBatchNorm2d, GatedLayerNorm, GatedAttention)
 
 
 def choices_of(module: nn.Module) -> tuple[Choice, ...]:
@@ -65,6 +77,17 @@ def refuse(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> Non
     )
 
 
+def refuse_twins(space: nn.Module) -> None:
+    """Raise InputError for a choice under two names: NNI would mutate, and freeze, only one of them or each anew."""
+    names: dict[nn.Module, str] = {}
+    for name, module in space.named_modules(remove_duplicate=False):
+        if isinstance(module, MutableModule) and module.mutables and names.setdefault(module, name) != name:
+            raise InputError(
+                f"the space has one {type(module).__name__} under two names, {names[module]!r} and {name!r}, and NNI "
+                "cannot freeze it so; give it one name and call it twice, or build two with the same label"
+            )
+
+
 HOOKS = [
     GatedLayer.mutate,
     GatedInput.mutate,
@@ -73,6 +96,7 @@ HOOKS = [
     GatedRepeat.mutate,
     GatedReduce.mutate,
     *(operation.mutate for operation in OPERATIONS),
+    settle,
     refuse,
 ]
 """NNI mutation hooks in the order they are tried."""

@@ -1,5 +1,6 @@
 """The gated counterpart of NNI's ``InputChoice``."""
 
+import torch
 from nni.nas.nn.pytorch import InputChoice
 
 from nni_fairdarts._nni import weighted_sum
@@ -36,7 +37,7 @@ class GatedInput(InputChoice, GatedModule):
         """Takes a list of ``n_candidates`` tensors, or lists, tuples and dicts of tensors, of the same shapes."""
         gates = self.gates()
         if self.reduction == "mean":
-            gates = gates / gates.sum()
+            gates = gates / gates.sum().clamp_min(torch.finfo(gates.dtype).tiny)
         return weighted_sum(list(candidate_inputs), gates.unbind())
 
     def export(self, memo):

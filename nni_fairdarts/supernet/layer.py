@@ -31,6 +31,10 @@ class GatedLayer(LayerChoice, GatedModule):
         """NNI's mutation hook: a ``LayerChoice`` becomes a ``GatedLayer``; anything else stays."""
         if type(module) is not LayerChoice:
             return None
+        if taken := [name for name in map(str, module.names) if is_taken(name)]:
+            raise InputError(
+                f"LayerChoice {module.label!r} has a candidate named {taken[0]!r}, which is taken; give it another name"
+            )
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
         candidates = module.candidates
         if options.candidate_norm == "paper":
@@ -77,6 +81,12 @@ class GatedLayer(LayerChoice, GatedModule):
             return self.zeros[:1]
         places = self.kept() if self.options.export == "multi" else strongest(self.gate_values())
         return [self.gated_names[place] for place in places]
+
+
+def is_taken(name: str) -> bool:
+    """Whether a candidate, which is an attribute of its choice, would hide one that a module here needs."""
+    own = ("alpha", "gated_names", "operations", "options", "zeros")
+    return name in own or (hasattr(GatedLayer, name) or hasattr(nn.ModuleDict, name)) and not hasattr(LayerChoice, name)
 
 
 def gated_names(choice: LayerChoice) -> list:

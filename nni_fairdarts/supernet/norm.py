@@ -41,8 +41,10 @@ def out_channels(module: nn.Module):
 
 
 def is_pooling(module: nn.Module) -> bool:
-    """Whether a candidate pools and learns nothing (a pooling, alone or with a drop path behind it)."""
-    return any(isinstance(m, POOLING) for m in module.modules()) and not any(True for _ in module.parameters())
+    """Whether a candidate pools, learns nothing and has no norm of its own (a pooling, alone or before a drop path)."""
+    pools = any(isinstance(m, POOLING) for m in module.modules())
+    has_norm = any(isinstance(m, _BatchNorm) for m in module.modules())
+    return pools and not has_norm and not any(True for _ in module.parameters())
 
 
 def normalize_pooling(candidates: dict[str, nn.Module], kin: Iterable[nn.Module], where: str) -> dict[str, nn.Module]:

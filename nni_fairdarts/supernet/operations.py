@@ -16,7 +16,6 @@ from nni_fairdarts._nni import (
     MixedConv2d,
     MixedLayerNorm,
     MixedLinear,
-    MixedMultiHeadAttention,
     MixedOperation,
 )
 from nni_fairdarts.errors import InputError
@@ -33,7 +32,8 @@ class GatedOperation(MixedOperation):
 
     @classmethod
     def mutate(cls, module, name, memo, mutate_kwargs):
-        if not isinstance(module, cls.bound_type) or not module.mutables:
+        # Of a subclass it would lose the forward.
+        if type(module) is not cls.bound_type or not module.mutables:
             return None
         where = f"{type(module).__name__} {name!r}"
         chosen = [key for key, value in module.trace_kwargs.items() if isinstance(value, Mutable)]
@@ -74,7 +74,7 @@ class GatedOperation(MixedOperation):
             arguments[name] = mutable.freeze(sample)
         # NNI's hands load_state_dict a bias of None where the layer has none.
         weights = {name: tensor for name, tensor in self.freeze_weight(**arguments).items() if tensor is not None}
-        layer = self.bound_type(**arguments).to(next(iter(weights.values())))
+        layer = self.bound_type(**arguments).to(next(iter(weights.values()), torch.empty(0)))
         layer.load_state_dict(weights)
         return layer
 
@@ -82,6 +82,13 @@ class GatedOperation(MixedOperation):
 def first(count: int, total: int) -> Tensor:
     """1 for the first ``count`` of ``total``, else 0, (total,)."""
     return (torch.arange(total) < count).float()
+
+
+def whole_numbers(what: str, expression) -> None:
+    """Raise InputError where the expression has other values."""
+    values = list(expression.grid())
+    if not all(isinstance(value, int) for value in values):
+        raise InputError(f"{what} must be chosen among whole numbers, got {', '.join(map(str, values))}")
 
 
 class GatedLinear(GatedOperation, MixedLinear):
@@ -122,6 +129,8 @@ class GatedConv2d(GatedOperation, MixedConv2d):
         channels = [arguments[name] for name in ("in_channels", "out_channels")]
         if isinstance(padding, Mutable) and not isinstance(kernel, Mutable):
             raise InputError(f"{where}: padding has a choice, but kernel_size has none; fix the padding")
+        if isinstance(kernel, Mutable):
+            cls.check_kernel(kernel, arguments.get("padding", 0), arguments.get("dilation", 1), where)
         if isinstance(groups, Mutable):
             fits = all(isinstance(width, Mutable) and len(set((width / groups).grid())) == 1 for width in channels)
         else:
@@ -130,6 +139,21 @@ class GatedConv2d(GatedOperation, MixedConv2d):
             raise InputError(
                 f"{where}: groups must be 1 or keep a constant ratio to in_channels and out_channels (as in a "
                 "depthwise convolution) where these have a choice"
+            )
+
+    @staticmethod
+    def check_kernel(kernel, padding, dilation, where):
+        """All kernels must put out images of one size, as the centre of the largest does."""
+        whole_numbers(f"{where}: kernel_size", kernel)
+        if isinstance(padding, str):
+            changes = padding != "same"
+        else:
+            axes = zip(*(v if isinstance(v, tuple) else (v, v) for v in (dilation, padding)), strict=True)
+            changes = any(len(set((kernel * step - 2 * edge).grid())) > 1 for step, edge in axes)
+        if changes:
+            raise InputError(
+                f"{where}: the size of what comes out would change with kernel_size; give odd kernels and "
+                "padding=kernel_size // 2 (times the dilation), or padding='same'"
             )
 
     def super_init_argument(self, name, mutable_expr):
@@ -196,6 +220,10 @@ class GatedLayerNorm(GatedOperation, MixedLayerNorm):
 
     searchable = ("normalized_shape",)
 
+    @classmethod
+    def check(cls, module, where):
+        whole_numbers(f"{where}: normalized_shape", module.trace_kwargs["normalized_shape"])
+
     def forward(self, inputs):
         total = 0
         for width, weight in self.forward_argument("normalized_shape").items():
@@ -204,14 +232,9 @@ class GatedLayerNorm(GatedOperation, MixedLayerNorm):
             total = total + weight * F.pad(normal, (0, inputs.shape[-1] - width))
         return total
 
-
-class GatedAttention(GatedOperation, MixedMultiHeadAttention):
-    """NNI's, under this package's weights."""
-
-    searchable = ("embed_dim", "kdim", "vdim")
-
-
-OPERATIONS = (GatedLinear, GatedConv2d, GatedBatchNorm2d, GatedLayerNorm, GatedAttention)
+    def freeze_weight(self, normalized_shape, **kwargs):
+        tensors = {name: getattr(self, name) for name in ("weight", "bias")}
+        return {name: None if tensor is None else tensor[:normalized_shape] for name, tensor in tensors.items()}
 
 
 class GatedReduce(nn.Module):
