@@ -75,24 +75,27 @@ class SpaceConfig:
 
 @dataclass(frozen=True)
 class PenaltyConfig:
-    """What the derived network may cost; names and formulas are NNI's, see ``nni_fairdarts.penalty``.
+    """A penalty on what the searched network costs; names and formulas are NNI's, see ``nni_fairdarts.penalty``.
 
     Args:
-        profiler: flops (multiply-adds) or params.
-        baseline: the cost at which the penalty is zero; it must be given.
+        profiler: flops (multiply-adds), params, or none for no penalty.
+        baseline: the cost at which the penalty is zero, at the search's own width and number of cells. Every gate's
+            share is counted, so a search begins far above what it derives; expected_cost in the history tells.
         scale: weight (add) or exponent (mul) of the penalty.
         nonlinear: linear, positive (nothing below the baseline), negative or absolute.
         aggregate: add to the loss, or mul it.
     """
 
-    profiler: Literal["flops", "params"] = "flops"
+    profiler: Literal["none", "flops", "params"] = "none"
     baseline: float = 0.0
     scale: float = 1.0
     nonlinear: Literal["linear", "positive", "negative", "absolute"] = "linear"
     aggregate: Literal["add", "mul"] = "add"
 
     def __post_init__(self):
-        _check("penalty", self.baseline > 0, "baseline", self.baseline, "more than 0, the cost you aim at")
+        used = self.profiler != "none"
+        _check("search.penalty", used or not self.baseline, "profiler", "none beside a baseline", "flops or params")
+        _check("search.penalty", not used or self.baseline > 0, "baseline", self.baseline, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class SearchConfig:
         warmup_epochs: epochs at the start in which α rests.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
         recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
-        penalty: what the derived network may cost; unset for no bound.
+        penalty: see PenaltyConfig.
     """
 
     epochs: int = 50
@@ -145,7 +148,7 @@ class SearchConfig:
     warmup_epochs: int = 0
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
-    penalty: Optional[PenaltyConfig] = None  # noqa: UP045
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
 
     def __post_init__(self):
         _check_sgd("search", self)

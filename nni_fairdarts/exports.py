@@ -3,6 +3,7 @@
 import weakref
 
 from nni.nas.space import ModelStatus, RawFormatModelSpace
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 
 from nni_fairdarts.freezing import freeze
@@ -12,15 +13,25 @@ from nni_fairdarts.inheritance import inherit, reestimate_batch_norm
 class DerivedModelSpace(RawFormatModelSpace):
     """One frozen model of NNI's kind whose ``sample`` may keep more, or less, than NNI's can say.
 
-    ``supernet``: where its weights come from, fresh ones without it; ``reestimate_batches``: of the evaluator's
-    training loader, for its batch norms.
+    ``supernet``: where its weights come from, fresh ones without it; with ``candidate_norm`` "paper" it keeps the batch
+    norms behind poolings too. ``reestimate_batches``: of the evaluator's training loader, for its batch norms.
     """
 
-    def __init__(self, model_space, evaluator, sample, style="fairdarts", supernet=None, reestimate_batches=0):
+    def __init__(
+        self,
+        model_space,
+        evaluator,
+        sample,
+        style="fairdarts",
+        supernet=None,
+        candidate_norm="space",
+        reestimate_batches=0,
+    ):
         super().__init__(model_space, evaluator)
         self.sample = sample
         self.style = style
         self.supernet = supernet
+        self.candidate_norm = candidate_norm
         self.reestimate_batches = reestimate_batches
         self.status = ModelStatus.Frozen
         self._model: weakref.ReferenceType | None = None
@@ -29,11 +40,12 @@ class DerivedModelSpace(RawFormatModelSpace):
         """The derived network; the same object as long as somebody holds it."""
         model = self._model() if self._model is not None else None
         if model is None:
-            model = freeze(self.model_space, self.sample, self.style)
+            norm = "space" if self.supernet is None else self.candidate_norm
+            model = freeze(self.model_space, self.sample, self.style, norm)
             if self.supernet is not None:
                 inherit(model, self.supernet, self.sample)
                 if self.reestimate_batches:
-                    batches, forward = _training_batches(self.evaluator), _training_forward(self.evaluator.module)
+                    batches, forward = _training_batches(self.evaluator), _training_forward(self.evaluator)
                     reestimate_batch_norm(model, batches, self.reestimate_batches, forward)
             self._model = weakref.ref(model)
         return model
@@ -45,10 +57,17 @@ def _training_batches(evaluator):
     return evaluator.train_dataloaders if module is None else module.train_dataloader()
 
 
-def _training_forward(module):
-    """Feeds a batch to a network as the evaluator's ``training_step`` does, whatever its batches are; logs nothing."""
+def _training_forward(evaluator):
+    """Feeds a batch to a network as a training step of the evaluator does, transfer hooks included; logs nothing."""
+    module = evaluator.module
+    owners = [owner for owner in (evaluator.datamodule, module) if owner is not None]
+
+    def transfer(name: str, batch):
+        owner = next((owner for owner in owners if is_overridden(name, owner)), module)
+        return getattr(owner, name)(batch, 0)
 
     def forward(network, batch):
+        batch = transfer("on_after_batch_transfer", transfer("on_before_batch_transfer", batch))
         model = module.model
         module.set_model(network)
         module.log = lambda *args, **kwargs: None

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_fairdarts._nni import weighted_sum
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import derive_network
+from nni_fairdarts.supernet.norm import normalize_pooling
 from nni_fairdarts.supernet.plain import torch_layer
 
 
@@ -31,12 +32,13 @@ class KeptOperations(nn.Module):
         return weighted_sum([operation(*args, **kwargs) for operation in self.operations.values()])
 
 
-def freeze(space: ModelSpace, sample: Mapping, style: str = "fairdarts") -> nn.Module:
+def freeze(space: ModelSpace, sample: Mapping, style: str = "fairdarts", candidate_norm: str = "space") -> nn.Module:
     """The network of ``sample``, of its own weights; ``space`` stays as it is.
 
     Beside what NNI's ``space.freeze`` takes: a list of candidates for a ``LayerChoice`` (their sum), a list of any
     length for an ``InputChoice``, cells whose nodes have none, one or more than two inputs (``style``: see
-    ``Genotype``). Labels that the space does not have are passed over.
+    ``Genotype``). Labels that the space does not have are passed over. ``candidate_norm`` "paper": a ``LayerChoice``
+    keeps the batch norm that a search with that setting puts behind pooling, for inherited weights.
     Raises InputError for values that it does not have, and for labels that the sample lacks.
     """
     if not isinstance(space, ModelSpace):
@@ -45,6 +47,11 @@ def freeze(space: ModelSpace, sample: Mapping, style: str = "fairdarts") -> nn.M
         return derive_network(space, sample, style)
     _check_values(space, sample)
     space = copy.deepcopy(space)
+    if candidate_norm == "paper":
+        for choice in [m for m in space.modules() if isinstance(m, LayerChoice)]:
+            normal = normalize_pooling({name: choice[name] for name in choice.names}, (), repr(choice.label))
+            for name, candidate in normal.items():
+                choice[name] = candidate
     _resolve(space, sample)
     settled = [m for m in space.modules() if isinstance(m, ParametrizedModule) and not m.mutables]
     for module in settled:  # NNI would make even these anew

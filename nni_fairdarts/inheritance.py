@@ -1,6 +1,7 @@
 """A supernet's weights in the derived network, and batch norms that fit it."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
@@ -15,23 +16,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.network import DerivedNetwork
+from nni_fairdarts.supernet import choices_of
 
 
 def inherit(network: nn.Module, supernet: ModelSpace, sample: Mapping) -> None:
     """Copy into ``network``, derived from ``supernet``'s space by ``sample``, the weights it has in the supernet.
 
-    A batch norm whose scales the search dropped gets scale 1 and shift 0. Gates are not folded in, and the batch norm
-    that a search puts behind pooling has no place in the derived network: statistics and weights fit the sum of all
-    gated candidates, so estimate the statistics again (``reestimate_batch_norm``), or train on. A layer of a
-    hand-written space that reads a concatenation of chosen widths keeps its first channels, not those of each part:
-    train it anew.
-    Raises InputError where a weight of the network is not to be found in the supernet.
+    A batch norm whose scales the search dropped gets scale 1 and shift 0. Gates are not folded in: where they were near
+    0 and 1 the network is as good as the supernet, where they were not its statistics and weights fit a sum that is no
+    more, so estimate the statistics again (``reestimate_batch_norm``), or train on. In cells the batch norms that a
+    search puts behind poolings have no place in the network. A layer of a hand-written space that reads a concatenation
+    of chosen widths keeps its first channels, not those of each part: train it anew.
+    Warns (RuntimeWarning) where batch norms behind poolings are lost. Raises InputError where the network and the
+    sample differ, and where a weight of the network is not to be found in the supernet.
     """
+    if not any(choices_of(module) for module in supernet.modules()):
+        raise InputError("inherit takes the searched supernet (strategy.supernet) second; this space has no gates")
     if isinstance(supernet, NDS):
         _inherit_cells(network, supernet)
-    else:
-        source = freeze(supernet, sample).state_dict()
-        _load(network, {name: tensor for name, tensor in source.items() if name in network.state_dict()})
+        return
+    source, own = freeze(supernet, sample).state_dict(), network.state_dict()
+    if any(name.endswith("running_mean") and name not in own for name in source):
+        warnings.warn(
+            "the search put batch norms behind poolings, which this network has not, so the weights behind them see "
+            "other numbers than they were trained on; derive it with freeze(..., candidate_norm='paper') to keep them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    _load(network, {name: tensor for name, tensor in source.items() if name in own})
 
 
 def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, forward: Callable | None = None) -> None:
@@ -89,7 +101,10 @@ def _load(target: nn.Module, source: Mapping[str, Tensor]) -> None:
         if isinstance(module, _BatchNorm) and module.affine:
             scales[f"{name}.weight"] = torch.ones_like(module.weight)
             scales[f"{name}.bias"] = torch.zeros_like(module.bias)
-    missing = target.load_state_dict({**scales, **source}, strict=False).missing_keys
+    try:
+        missing = target.load_state_dict({**scales, **source}, strict=False).missing_keys
+    except RuntimeError as error:  # torch names the weights of other sizes
+        raise InputError(f"the network is not the one of this sample: {error}; derive it with the same one") from error
     if missing := [name for name in missing if not name.endswith("num_batches_tracked")]:
         raise InputError(
             f"the supernet has no weights for {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}: the "

@@ -164,7 +164,7 @@ class FairDartsModule(EvaluatorHooks):
             result = self.training_module.training_step(batch, 2 * batch_idx + 1)
             loss = loss_of(result)
             self._note("train_loss", loss, batch_idx)
-            self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
+            self.advance_optimization(loss, batch_idx, self._clip_val())
         return result
 
     def _joint_step(self, batch, batch_idx: int, warm: bool):
@@ -177,7 +177,7 @@ class FairDartsModule(EvaluatorHooks):
         total = self.arch_loss(loss)
         self._note("train_loss", loss, batch_idx)
         self._note("arch_loss", total, batch_idx)
-        self.advance_optimization(total, batch_idx, self.gradient_clip_val)
+        self.advance_optimization(total, batch_idx, self._clip_val())
         optimizer.step()
         return result
 
@@ -187,6 +187,13 @@ class FairDartsModule(EvaluatorHooks):
         # Lightning hangs its count on every optimizer before each batch.
         optimizer._on_before_step = optimizer._on_after_step = _nothing
         return optimizer
+
+    def _clip_val(self) -> float | None:
+        """The bound on gradients as they are when clipped: float16's scaler unscales them in the step, behind it."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None or self.gradient_clip_val is None:
+            return self.gradient_clip_val
+        return self.gradient_clip_val * scaler.get_scale()
 
     def arch_loss(self, loss: Tensor) -> Tensor:
         """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss."""

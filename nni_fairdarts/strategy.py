@@ -263,12 +263,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         if self.single_level:
             return {"train": train_dataloader_fn()}
         loaders = super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
-        if isinstance(loaders["val"], list | tuple | dict):
-            raise InputError(
-                f"α learns from one loader, but the evaluator's val_dataloaders are {len(loaders['val'])}; give one "
-                "for the images of all (torch.utils.data.ConcatDataset), and those to validate on as "
-                "FairDARTS(validation_dataloaders=...)"
-            )
+        _check_one_loader("α learns", "val_dataloaders", loaders["val"])
+        _check_one_loader("the weights learn", "train_dataloaders", loaders["train"])
         return loaders
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
@@ -287,6 +283,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             sample,
             style,
             self.supernet if self.inherit_weights else None,
+            self.candidate_norm,
             self.reestimate_batches,
         )
 
@@ -307,6 +304,15 @@ def _check_images(space: NDS, inputs: tuple) -> None:
         )
     for side in images.shape[-2:]:
         check_image_size(side, space.dataset)
+
+
+def _check_one_loader(who: str, name: str, loaders) -> None:
+    if isinstance(loaders, list | tuple | dict):
+        raise InputError(
+            f"{who} from one loader, but the evaluator's {name} are {len(loaders)}; give one for the images of all "
+            "(torch.utils.data.ConcatDataset)"
+            + (", and those to validate on as FairDARTS(validation_dataloaders=...)" if name[0] == "v" else "")
+        )
 
 
 def _check_trainer(trainer) -> None:

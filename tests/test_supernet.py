@@ -384,7 +384,7 @@ class Concatenates(ModelSpace):
         ),
         (
             lambda: Space(lambda: MutableLinear(4, MutableExpression.to_int(nni.uniform("wide", 2, 9)))),
-            ["finitely many values, but MutableLinear has 'wide'", "nni.choice with a list of values"],
+            ["finitely many values, but MutableLinear 'body.0' has 'wide'", "nni.choice with a list of values"],
         ),
         (lambda: NasBench101(4, 1, 1), ["NasBench101Cell 'features.0'", "use NasBench201", "multi-trial strategy"]),
         (lambda: WithNone(), ["Cell 'normal' has the operation 'none'", "leave it out"]),

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -75,7 +76,9 @@ def _folder(root: Path, download: bool, image_size: int | None, seed: int) -> Im
     try:
         # ImageNet's own test folder has images without labels; its val is what accuracies are stated on.
         held_out = "test" if _has_folders(root / "test") or not (root / "val").is_dir() else "val"
-        train, test = (datasets.ImageFolder(root / part, v2.PILToTensor()) for part in ("train", held_out))
+        train, test = (
+            datasets.ImageFolder(root / part, v2.PILToTensor(), loader=_image) for part in ("train", held_out)
+        )
     except OSError as error:
         raise InputError(f"cannot read the image folder {root.absolute()}: {error}; {layout}") from error
     differing = sorted(set(train.classes) ^ set(test.classes))
@@ -83,6 +86,17 @@ def _folder(root: Path, download: bool, image_size: int | None, seed: int) -> Im
         names = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise InputError(f"train and {held_out} have different classes, only one has {names}; {layout}")
     return ImageData(train, test, len(train.classes), 3, image_size, *MEAN_STD["folder"], "folder", seed, True)
+
+
+def _image(path: str) -> Image.Image:
+    """The image in a file, as RGB. Raises InputError, naming the file, where it cannot be read as it is meant."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # would be cut off at 255, to white
+                raise InputError(f"the image {path} has more than 8 bits a pixel; convert it to 8 bits")
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
+        raise InputError(f"cannot read the image {path}: {error}; replace it or remove it") from error
 
 
 def _has_folders(folder: Path) -> bool:

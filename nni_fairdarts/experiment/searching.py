@@ -69,9 +69,9 @@ def search_loaders(config: RunConfig, images: datasets.ImageData):
     )
 
 
-def _penalty(settings: PenaltyConfig | None, space: DARTS, images: datasets.ImageData) -> dict | None:
+def _penalty(settings: PenaltyConfig, space: DARTS, images: datasets.ImageData) -> dict | None:
     """The strategy's penalty: the configured one, with a profiler of ``space`` for one image."""
-    if settings is None:
+    if settings.profiler == "none":
         return None
     image = torch.zeros(1, images.in_channels, images.image_size, images.image_size)
     return {**asdict(settings), "profiler": profiler(settings.profiler, space, image)}

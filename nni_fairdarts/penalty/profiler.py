@@ -51,11 +51,13 @@ def profiler(kind: str, space: ModelSpace, inputs: Any, **settings) -> Expressio
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of profiler {kind!r}; known: {', '.join(KINDS)}")
+    if not isinstance(space, ModelSpace):
+        raise InputError(f"a profiler takes a model space of NNI's, got {type(space).__name__}")
     if any(isinstance(module, BaseSuperNetModule) for module in space.modules()):
         raise InputError(
             "this model space is a one-shot supernet already; make the profiler before the search, or from a new space"
         )
-    space = copy.deepcopy(space).eval()
+    space = copy.deepcopy(space).cpu().eval()
     for module in space.modules():
         if isinstance(module, NDSStage):
             module._dry_run_depth = module.max_depth  # where each stage's channels fit the next

@@ -21,6 +21,9 @@ STEM, FIRST, HEAD = 32, 16, 1280
 STRIDES = {"imagenet": (2, (2, 2, 2, 1, 2, 1)), "cifar": (1, (1, 2, 2, 1, 2, 1))}
 """By ``dataset``: stride of the stem, and of each stage's first layer."""
 
+SMALLEST = {"imagenet": 64, "cifar": 8}
+"""By ``dataset``: the least side of an image, of which more than a pixel, or for small images one, is left."""
+
 
 class S2(ModelSpace):
     """A chain of ``depth`` layers, each one of six inverted bottlenecks or a skip. Fair DARTS, arXiv 1911.12126.
@@ -62,7 +65,7 @@ class S2(ModelSpace):
     ):
         super().__init__()
         _check(num_classes, in_channels, dataset, depth, width)
-        self.in_channels = in_channels
+        self.in_channels, self.dataset = in_channels, dataset
         stem_stride, strides = STRIDES[dataset]
         stem, channels, head = (scaled(number, width) for number in (STEM, FIRST, HEAD))
         self.stem = nn.Sequential(
@@ -88,6 +91,12 @@ class S2(ModelSpace):
             raise InputError(
                 f"this space takes images (N, {self.in_channels}, H, W), got {tuple(images.shape)}; for another number "
                 "of channels use S2(in_channels=...)"
+            )
+        if min(images.shape[-2:]) < SMALLEST[self.dataset]:
+            raise InputError(
+                f"images of {images.shape[-2]}×{images.shape[-1]} are too small for S2(dataset={self.dataset!r}), "
+                f"which needs {SMALLEST[self.dataset]}×{SMALLEST[self.dataset]} or more; resize them"
+                + (", or use dataset='cifar'" if self.dataset == "imagenet" else "")
             )
         x = self.stem(images)
         for index, layer in enumerate(self.layers):
@@ -170,5 +179,5 @@ def _check(num_classes, in_channels, dataset, depth, width) -> None:
         raise InputError(f"unknown dataset {dataset!r}; known: {', '.join(STRIDES)} (small images)")
     if depth > sum(LAYERS):
         raise InputError(f"depth must be at most {sum(LAYERS)}, the layers of the paper's S2, got {depth}")
-    if not isinstance(width, int | float) or not 0 < width < math.inf:
+    if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
         raise InputError(f"width must be a factor over 0 for the numbers of channels, got {width!r}; 1 is the full S2")

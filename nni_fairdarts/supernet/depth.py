@@ -3,9 +3,9 @@
 from nni.nas.hub.pytorch.nasnet import NDSStage, NDSStageDifferentiable
 from nni.nas.nn.pytorch import Repeat
 
-from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
+from nni_fairdarts._nni import BaseSuperNetModule
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.gated import OPTIONS_KEY
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, gated_sum
 from nni_fairdarts.supernet.values import ValueWeights
 
 
@@ -34,7 +34,7 @@ class GatedRepeat(Repeat, BaseSuperNetModule):
                 x = self.blocks[depth - 1](x)
             if depth in depths:
                 states.append(self.align(x, depth))
-        return weighted_sum(states, self.value_weights.of(self.depth_choice).unbind())
+        return gated_sum("/".join(self.value_weights.labels), states, self.value_weights.of(self.depth_choice))
 
     def align(self, state, depth: int):
         """What a state must look like to be summed with those of other depths."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nni_fairdarts._nni import BaseSuperNetModule
+from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.recompute import recomputed
@@ -124,6 +124,16 @@ class GatedModule(BaseSuperNetModule):
     def resample(self, memo):
         """Nothing is sampled: all candidates run."""
         return {}
+
+
+def gated_sum(label: str, outputs: Sequence, gates: Tensor):
+    """Σ_i g_i · output_i of tensors, or of lists, tuples and dicts of tensors. Raises InputError, naming ``label``."""
+    if len(outputs) != len(gates):
+        raise InputError(f"{label!r} has {len(gates)} candidates, but got {len(outputs)} to choose from")
+    try:
+        return weighted_sum(list(outputs), gates.unbind())
+    except (TypeError, ValueError) as error:  # NNI lists what each one is
+        raise InputError(f"what the candidates of {label!r} put out cannot be summed: {error}") from error
 
 
 def strongest(gates: Sequence[float], count: int = 1) -> list[int]:

@@ -3,9 +3,8 @@
 import torch
 from nni.nas.nn.pytorch import InputChoice
 
-from nni_fairdarts._nni import weighted_sum
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha, strongest
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, gated_sum, shared_alpha, strongest
 
 
 class GatedInput(InputChoice, GatedModule):
@@ -38,7 +37,7 @@ class GatedInput(InputChoice, GatedModule):
         gates = self.gates()
         if self.reduction == "mean":
             gates = gates / gates.sum().clamp_min(torch.finfo(gates.dtype).tiny)
-        return weighted_sum(list(candidate_inputs), gates.unbind())
+        return gated_sum(self.label, candidate_inputs, gates)
 
     def export(self, memo):
         """The ``n_chosen`` inputs with the largest gates or, where that is None or the export "multi", all whose gates

@@ -5,9 +5,8 @@ import warnings
 from nni.nas.nn.pytorch import LayerChoice
 from torch import nn
 
-from nni_fairdarts._nni import weighted_sum
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, shared_alpha, strongest
+from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, gated_sum, shared_alpha, strongest
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
@@ -51,7 +50,7 @@ class GatedLayer(LayerChoice, GatedModule):
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
         outputs = [self.run(self[name], *args, **kwargs) for name in self.gated_names]
-        return weighted_sum(outputs, self.gates().unbind())
+        return gated_sum(self.label, outputs, self.gates())
 
     def export(self, memo):
         """The candidate with the largest gate, the earlier one of equals, as NNI's sample.

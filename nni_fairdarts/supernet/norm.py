@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from nni.mutable import Mutable
 from nni.nas.hub.pytorch import nasbench201, nasnet
+from nni.nas.hub.pytorch.utils.nn import DropPath
 from nni.nas.nn.pytorch import MutableBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,10 +42,12 @@ def out_channels(module: nn.Module):
 
 
 def is_pooling(module: nn.Module) -> bool:
-    """Whether a candidate pools, learns nothing and has no norm of its own (a pooling, alone or before a drop path)."""
-    pools = any(isinstance(m, POOLING) for m in module.modules())
-    has_norm = any(isinstance(m, _BatchNorm) for m in module.modules())
-    return pools and not has_norm and not any(True for _ in module.parameters())
+    """Whether a candidate is a pooling of maps and nothing else (alone, or with a drop path or dropout)."""
+    leaves = [m for m in module.modules() if not any(True for _ in m.children())]
+    pools = [isinstance(leaf, POOLING) for leaf in leaves]
+    return any(pools) and all(
+        pool or isinstance(leaf, DropPath | nn.Identity | nn.Dropout) for leaf, pool in zip(leaves, pools, strict=True)
+    )
 
 
 def normalize_pooling(candidates: dict[str, nn.Module], kin: Iterable[nn.Module], where: str) -> dict[str, nn.Module]:

@@ -20,6 +20,7 @@ from nni_fairdarts._nni import (
 )
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.norm import drop_scales
+from nni_fairdarts.supernet.values import finite_values
 
 
 class GatedOperation(MixedOperation):
@@ -42,6 +43,9 @@ class GatedOperation(MixedOperation):
                 f"{where}: FairDARTS cannot search {', '.join(odd)}, only {', '.join(cls.searchable)}; fix it, or put "
                 "whole layers into a LayerChoice"
             )
+        for key in chosen:
+            for label, leaf in module.trace_kwargs[key].simplify().items():
+                finite_values(label, leaf, where)
         cls.check(module, where)
         operation = super().mutate(module, name, memo, mutate_kwargs)
         operation.prepare()
@@ -64,8 +68,9 @@ class GatedOperation(MixedOperation):
     def reached(self, argument: str, like: Tensor) -> Tensor:
         """Σ_v p_v · mask_v over the values of ``argument``: how likely each part is there, in [0, 1]."""
         weights = self.value_weights.of(self.mutable_arguments[argument])
-        masks = getattr(self, f"{argument}_masks")
-        return torch.tensordot(weights, masks.to(weights.dtype), 1).to(like.dtype)
+        masks = getattr(self, f"{argument}_masks").to(weights.dtype)
+        # No matrix product: autocast would make it half precision.
+        return (masks * weights.view(-1, *[1] * (masks.dim() - 1))).sum(0).to(like.dtype)
 
     def freeze(self, sample):
         """The layer that ``sample`` chooses, with its part of the weights."""
@@ -116,8 +121,8 @@ class GatedLinear(GatedOperation, MixedLinear):
 class GatedConv2d(GatedOperation, MixedConv2d):
     """m_out ∘ ((M ∘ W) * x + b): channels past each width and the rings around each kernel, as likely as they are.
 
-    The input is read whole: past the chosen width it is zero. A smaller kernel is the centre of the largest (of an
-    even one, NNI's: rounded to the upper left); the padding is the largest kernel's.
+    The input is read whole: past the chosen width it is zero, unless a function with f(0) ≠ 0 came in between. A
+    smaller kernel is the centre of the largest; the padding is the largest kernel's.
     """
 
     searchable = ("in_channels", "out_channels", "kernel_size", "padding", "groups")

@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(module: nn.Module, *args, **kwargs):
     """``module(*args, **kwargs)``, computed a second time in the backward pass; only its inputs are kept until then.
 
-    Outputs, gradients, buffers and the random numbers drawn afterwards are, bit for bit, those of a plain call: the
-    second computation starts from the random state and from copies of the buffers that the first one started from, so
-    a batch norm sees a batch once. Without gradients, and for an ``nn.Identity``, it is the plain call.
+    Outputs, gradients, buffers and the random numbers drawn afterwards are those of a plain call, bit for bit where the
+    kernels are deterministic: the second computation starts from the random state and from copies of the buffers that
+    the first one started from, so a batch norm sees a batch once.
+    Without gradients, and for an ``nn.Identity``, it is the plain call.
     The module must not change its arguments in place; its forward hooks run twice.
     Chen et al., arXiv 1604.06174, by ``torch.utils.checkpoint``.
     """

@@ -43,6 +43,10 @@ class ValueWeights(nn.Module):
             for label, alpha in zip(self._open, self.alphas, strict=True)
         )
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self._leaves)
+
     def values(self, expression) -> tuple:
         """The values that ``expression`` can have, ascending."""
         return self._values[self._index(expression)]
@@ -51,7 +55,10 @@ class ValueWeights(nn.Module):
         """The weight of each of the expression's ``values``, (values,), summing to 1."""
         table = getattr(self, f"table_{self._index(expression)}")  # (values, combinations)
         gates = [choice.gates() for choice in self.choices() if choice.label in expression.simplify()]
-        return table.to(gates[0].dtype) @ reduce(torch.kron, gates) if gates else table[:, 0].to(torch.float32)
+        if not gates:
+            return table[:, 0]
+        joint = reduce(torch.kron, gates)
+        return (table.to(joint.dtype) * joint).sum(1)  # no matrix product: autocast would make it half precision
 
     def export(self, memo: dict) -> dict:
         """The value with the largest weight for each label not in ``memo``; the earlier of equals."""
