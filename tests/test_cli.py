@@ -140,6 +140,19 @@ def test_retrain_of_a_run_takes_its_configuration_and_flags_over_it(finished, tm
     assert "derived accuracy" in capsys.readouterr().out
 
 
+def test_a_penalty_and_recomputation_by_flags(tiny, tmp_path, capsys):
+    flags = ["--search.penalty.profiler=flops", "--search.penalty.baseline=1e5", "--search.recompute=true"]
+    assert main(["search", "--config", tiny, "--name", "small", *flags]) == 0
+    run = tmp_path / "runs" / "small"
+    costs = [record["expected_cost"] for record in read_history(run / "history.jsonl")]
+    assert costs[1] < costs[0]
+    assert f"expected_cost {costs[0]:,.0f}" in capsys.readouterr().out
+    assert main(["retrain", str(run)]) == 0
+    penalty = yaml.safe_load((run / "retrain" / "config.yaml").read_text())["search"]["penalty"]
+    kept = {"profiler": "flops", "baseline": 1e5, "scale": 1.0, "nonlinear": "linear", "aggregate": "add"}
+    assert penalty == kept
+
+
 def test_published_retraining_settings_on_images_of_32_pixels(tiny, capsys, tmp_path):
     flags = "--data.image_size 32 --retrain.auxiliary_weight 0.4 --retrain.cutout 16 --retrain.drop_path_prob 0.2"
     flags += " --retrain.epochs 2 --retrain.num_cells 5 --retrain.batch_size 479 --name published"
@@ -254,6 +267,10 @@ BAD_FLAGS = {
     "--search.threshold 1.5": "search.threshold must be in (0, 1), got 1.5; the paper uses 0.85",
     "--search.zero_one_weight -1": "search.zero_one_weight must be 0 or more, got -1.0",
     "--search.arc_learning_rate 0": "search.arc_learning_rate must be more than 0, got 0.0",
+    "--search.penalty.basline 3": "did you mean search.penalty.baseline? Known: search.penalty.profiler",
+    "--search.penalty.baseline 3": "search.penalty.profiler must be flops or params, got none beside a baseline",
+    "--search.penalty.profiler flops": "search.penalty.baseline must be more than 0, got 0.0",
+    "--search.penalty.profiler latency": "Expected one of 'none', 'flops', 'params'. Got value: latency",
     "--search.train_portion 1": "search.train_portion must be in (0, 1), got 1.0",
     "--search.batch_size 900": "batch_size 900 is larger than the 718 images of the weights' half; at most 718 works",
     "--search.batch_size 0": "search.batch_size must be at least 1, got 0",

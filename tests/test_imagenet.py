@@ -294,3 +294,27 @@ def test_published_sizes_on_imagenet(name, millions, multiply_adds):
     assert count_parameters(network) / 1e6 == pytest.approx(millions, abs=0.07)
     if multiply_adds is not None:
         assert count_multiply_adds(network, (3, 224, 224)) / 1e6 == pytest.approx(multiply_adds, abs=0.5)
+
+
+# -- images that are not what they seem ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["cut", "text", "16 bits"])
+def test_images_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys, damage, workers):
+    root = write_images(tmp_path / "images")
+    path = sorted((root / "train" / "n00000001").iterdir())[0]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-60])
+    elif damage == "text":
+        path.write_text("no image")
+    else:
+        Image.fromarray(np.full((64, 64), 5000, dtype="uint16")).save(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    whole = ["--data.search_classes=null", "--data.search_images_per_class=null", f"--data.workers={workers}"]
+    assert main(["search", "--config", "tiny.yaml", *whole, "--search.epochs=1", "--search.batch_size=20"]) == 2
+    error = capsys.readouterr().err
+    told = "has more than 8 bits a pixel; convert it" if damage == "16 bits" else "replace it or remove it"
+    assert f"{path.relative_to(tmp_path)}" in error
+    assert told in error

@@ -276,3 +276,11 @@ def test_it_is_searched_and_exported(search, classification, loader, tmp_path):
     derived = S2(num_classes=10, dataset="cifar", depth=3, width=0.1).freeze(sample)
     assert network.state_dict().keys() == derived.state_dict().keys()
     assert count_multiply_adds(network, (3, 8, 8)) == count_multiply_adds(derived, (3, 8, 8)) > 0
+
+
+@pytest.mark.parametrize(("dataset", "least"), [("imagenet", 64), ("cifar", 8)])
+def test_images_too_small_for_the_strides(dataset, least):
+    space = S2(dataset=dataset, depth=6, width=0.25)
+    assert space(torch.randn(2, 3, least, least)).shape == (2, 1000)
+    with raises(f"images of {least}×{least - 1} are too small for S2(dataset={dataset!r})", f"needs {least}×{least}"):
+        space(torch.randn(2, 3, least, least - 1))

@@ -231,3 +231,14 @@ def test_a_norm_with_nothing_to_save_is_frozen():
     )
     open_only(model, w=0)
     torch.testing.assert_close(model.freeze({"w": 2})(x := images(2)), model(torch.cat([x, x], 1)), **CLOSE)
+
+
+def test_weights_of_values_stay_in_single_precision_under_autocast():
+    model, _ = supernet(lambda: MutableConv2d(4, 8, kernel(), padding=kernel() // 2))
+    layer = model.float().body[0]
+    expected = list(weights(model, "k").values())
+    with torch.autocast("cpu", torch.bfloat16):
+        found_weights = layer.value_weights.of(layer.mutable_arguments["kernel_size"])
+        assert layer.reached("kernel_size", layer.weight).dtype == torch.float32
+    assert found_weights.dtype == torch.float32
+    assert found_weights.tolist() == pytest.approx(expected, abs=1e-6)
