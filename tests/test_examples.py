@@ -214,7 +214,7 @@ def test_the_scripts_take_their_arguments_from_the_command_line(elsewhere):
     assert not list(elsewhere.iterdir())
 
 
-@pytest.mark.parametrize("name", ["regression", "custom_evaluator"])
+@pytest.mark.parametrize("name", ["regression", "custom_evaluator", "s2_search", "small_network"])
 def test_the_scripts_tell_their_arguments(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as left:
@@ -246,12 +246,12 @@ def test_the_penalty_makes_the_network_smaller(capsys):
         assert f"{found['accuracy']:.2%} (test), {found['parameters']:,} parameters" in printed
 
 
-def test_s2_is_searched_and_its_chain_printed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["s2_search.py", "1"])
-    left = runpy.run_path(str(EXAMPLES / "s2_search.py"))
+def test_s2_is_searched_and_its_chain_printed(capsys, elsewhere):
+    sample, network = example("s2_search").main(epochs=1)
     printed = capsys.readouterr().out
-    assert list(left["sample"]) == [f"layer_{i}" for i in range(8)]
-    for label, choice in left["sample"].items():
+    assert list(sample) == [f"layer_{i}" for i in range(8)]
+    for label, choice in sample.items():
         assert f"{label:8} {choice}" in printed
-    assert f"{sum(p.numel() for p in left['network'].parameters()):,} parameters" in printed
-    assert left["network"](torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in printed
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert not list(elsewhere.iterdir())

@@ -86,9 +86,7 @@ def test_a_network_of_another_sample_and_a_space_without_gates(trained):
     wide = [lambda: LayerChoice([nn.Linear(7, 7), nn.Linear(7, 7, bias=False), nn.Conv2d(4, 4, 1)], label="a")]
     model, _ = supernet(*wide)
     network = freeze(Space(*wide), {"a": 0}).double()
-    with pytest.raises(
-        InputError, match="(?s)not the one of this sample: .*derive it with the same one"
-    ):
+    with pytest.raises(InputError, match="(?s)not the one of this sample: .*derive it with the same one"):
         inherit(network, model, {"a": 2})
     with pytest.raises(InputError, match="inherit takes the searched supernet .* second; this space has no gates"):
         inherit(network, Space(*wide), {"a": 0})
