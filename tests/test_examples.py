@@ -220,7 +220,7 @@ def test_the_scripts_tell_their_arguments(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert left.value.code == 0
-    assert "epochs of the search (type: int, default: " in " ".join(capsys.readouterr().out.split())
+    assert "search (type: int, default: " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.filterwarnings("ignore:.*keeps nothing that is connected:RuntimeWarning")
