@@ -16,7 +16,10 @@ def settle(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> nn.
     NNI's own freeze would make it anew, and lose them.
     """
     fixed = isinstance(module, ParametrizedModule) and module.should_invoke_fixed_module() and not module.simplify()
-    return torch_layer(module, {}) if fixed else None
+    if not fixed:
+        return None
+    with torch.random.fork_rng(devices=[]):  # the weights that it starts with are not kept, so they cost no draws
+        return torch_layer(module, {})
 
 
 def torch_layer(module: ParametrizedModule, sample: Mapping) -> nn.Module:
