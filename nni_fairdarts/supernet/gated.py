@@ -87,12 +87,11 @@ class GatedModule(BaseSuperNetModule):
 
     def gates(self) -> Tensor:
         """Gates in (0, 1), of ``alpha``'s shape."""
-        return self.options.relaxation(self.alpha)
+        return self.choices()[0].gates()
 
     def gate_values(self) -> list:
         """Gates as nested lists of Python floats, without gradient."""
-        with torch.no_grad():
-            return self.gates().tolist()
+        return self.choices()[0].values()
 
     def run(self, candidate: nn.Module, *args, **kwargs):
         """What ``candidate`` makes of the arguments, computed again in the backward pass if the options say so."""
