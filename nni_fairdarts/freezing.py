@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nni_fairdarts._nni import weighted_sum
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import derive_network
-from nni_fairdarts.supernet.norm import normalize_pooling
+from nni_fairdarts.supernet.norm import CANDIDATE_NORMS, normalize_pooling
 from nni_fairdarts.supernet.plain import torch_layer
 
 
@@ -43,6 +43,8 @@ def freeze(space: ModelSpace, sample: Mapping, style: str = "fairdarts", candida
     """
     if not isinstance(space, ModelSpace):
         raise InputError(f"freeze takes a model space of NNI's, got {type(space).__name__}")
+    if candidate_norm not in CANDIDATE_NORMS:
+        raise InputError(f"unknown candidate_norm {candidate_norm!r}; known: {', '.join(CANDIDATE_NORMS)}")
     if isinstance(space, NDS):
         return derive_network(space, sample, style)
     _check_values(space, sample)

@@ -92,6 +92,11 @@ def test_a_network_of_another_sample_and_a_space_without_gates(trained):
         inherit(network, Space(*wide), {"a": 0})
 
 
+def test_norms_that_are_not_known():
+    with pytest.raises(InputError, match="unknown candidate_norm 'papr'; known: paper, space"):
+        freeze(Space(*pooled()), {}, candidate_norm="papr")
+
+
 def test_candidates_that_cannot_be_summed_are_named():
     model, _ = supernet(lambda: LayerChoice([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1)], label="odd"))
     with pytest.raises(InputError, match="what the candidates of 'odd' put out cannot be summed"):

@@ -2,7 +2,8 @@
 
 One module per primitive of NNI: ``cell.py`` for ``Cell``, ``layer.py`` for ``LayerChoice``, ``input.py`` for
 ``InputChoice``, ``depth.py`` for ``Repeat`` and the hub's stages, ``operations.py`` for layers with a choice among
-their arguments, whose weights come from ``values.py``.
+their arguments, whose weights come from ``values.py``, ``attention.py`` for attention among them, ``plain.py`` for
+layers without a choice.
 """
 
 from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
