@@ -2,10 +2,11 @@
 
 import difflib
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from nni_fairdarts.config import RunConfig, from_mapping
 from nni_fairdarts.errors import InputError
@@ -13,9 +14,20 @@ from nni_fairdarts.errors import InputError
 _FIELDS = tuple(f.name for f in fields(RunConfig))
 
 
+def _load(text: str):
+    """YAML, where a configuration's ``space: module:Class`` is short for ``space: {name: module:Class}``."""
+    values = get_loader("yaml")(text)
+    if isinstance(values, dict) and isinstance(values.get("space"), str):
+        values["space"] = {"name": values["space"]}
+    return values
+
+
+set_loader("nni_fairdarts", _load, exceptions=(yaml.YAMLError,))
+
+
 def run_parser(**settings) -> ArgumentParser:
     """A parser with ``--config``, ``--print_config`` and every field of ``RunConfig`` as a flag."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **settings)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode="nni_fairdarts", **settings)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     parser.add_class_arguments(RunConfig)
     return parser
@@ -35,6 +47,26 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(f"{path}: {error}") from error
     except (ArgumentError, OSError, TypeError, ValueError) as error:
         raise InputError(f"cannot read a configuration from {path}: {explain(error, parser)}") from error
+
+
+def changed(config: RunConfig, values: dict) -> RunConfig:
+    """``config`` with other values, {"search.epochs": 3}, checked as a file's are. Raises InputError."""
+    parser, nested = run_parser(), asdict(config)
+    for name, value in values.items():
+        *sections, field = name.split(".")
+        section = nested
+        for key in sections:
+            section = section[key]
+        section[field] = value
+    try:
+        return run_config(parser.parse_object(nested))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(explain(error, parser)) from error
+
+
+def known_fields() -> list[str]:
+    """Every field of a configuration by its dotted name."""
+    return [key for key in run_parser().get_defaults().as_flat().__dict__ if key != "config"]
 
 
 def explain(error: Exception, parser: ArgumentParser) -> str:

@@ -38,8 +38,9 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
     if parsed.into is not None and (not parsed.into.strip(".") or Path(parsed.into).name != parsed.into):
         raise InputError(f"--into must be a folder's name without slashes, got {parsed.into!r}")
     folder = config.folder if parsed.run is None else Path(parsed.run) / (parsed.into or "retrain")
-    genotype = resolve(Path(parsed.run) / "genotype.json" if parsed.genotype is None else parsed.genotype)
-    print(experiment.summary(retrained=experiment.retrain(config, genotype, folder)))
+    named = parsed.genotype
+    architecture = experiment.architecture_of(Path(parsed.run)) if named is None else resolve(named)
+    print(experiment.summary(retrained=experiment.retrain(config, architecture, folder)))
 
 
 def _derive(parsed: Namespace, config: None) -> None:
@@ -53,6 +54,13 @@ def _derive(parsed: Namespace, config: None) -> None:
     if parsed.output:
         genotype.save(parsed.output)
         print(f"saved in {parsed.output}")
+
+
+def _trial(parsed: Namespace, config: RunConfig) -> None:
+    from nni_fairdarts.experiment.trial import trial
+
+    result = trial(config)
+    print(f"accuracy {result['default']:.2%} of {result['strategy']}, seed {result['seed']}; {result['genotype']}")
 
 
 def _search_parser() -> ArgumentParser:
@@ -80,6 +88,10 @@ def _derive_parser() -> ArgumentParser:
     return parser
 
 
+def _trial_parser() -> ArgumentParser:
+    return run_parser(description="A run as a trial of NNI's manager, with the parameters that it gives.")
+
+
 def _run_parser() -> ArgumentParser:
     return run_parser(description="Search, derive and retrain.")
 
@@ -88,6 +100,7 @@ COMMANDS = {
     "run": (_run_parser, _run, "search, derive and retrain"),
     "search": (_search_parser, _search, "search, and derive the architecture"),
     "derive": (_derive_parser, _derive, "derive a finished search at another threshold or rule"),
+    "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
 }
 

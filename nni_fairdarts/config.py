@@ -56,19 +56,37 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """NNI's DARTS space.
+    """What is searched: NNI's DARTS space, or one of yours. In a file ``space: module:Class`` is short for its name.
 
     Args:
-        width: channels of the first cells.
-        num_cells: cells in a row; the reduction cells are at 1/3 and 2/3 of the depth.
-        dataset: the stem, cifar (keeps the resolution) or imagenet (an eighth of it remains).
+        name: darts, or module:Class, a model space of yours (or a function that makes one).
+        arguments: keyword arguments of that class.
+        width: of darts: channels of the first cells.
+        num_cells: of darts: cells in a row; the reduction cells are at 1/3 and 2/3 of the depth.
+        dataset: of darts: the stem, cifar (keeps the resolution) or imagenet (an eighth of it remains).
+        operations: of darts: the candidates on every edge; unset for the paper's seven.
     """
 
+    name: str = "darts"
+    arguments: dict = field(default_factory=dict)
     width: int = 16
     num_cells: int = 8
     dataset: Literal["cifar", "imagenet"] = "cifar"
+    operations: Optional[list[str]] = None  # noqa: UP045
 
     def __post_init__(self):
+        ours = self.name == "darts"
+        _check(
+            "space", ours or ":" in self.name, "name", repr(self.name), "darts, or module:Class for a space of yours"
+        )
+        _check(
+            "space",
+            not (ours and self.arguments),
+            "arguments",
+            self.arguments,
+            "empty for darts",
+            "; they are for a space of yours (space.name)",
+        )
         _check("space", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
         _check("space", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
 
@@ -100,9 +118,10 @@ class PenaltyConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The bilevel search.
+    """The search. NNI's strategies have fewer settings than fairdarts; they pass over what they do not have.
 
     Args:
+        strategy: fairdarts, or one of NNI's own, for comparison: darts, gumbel_darts, proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
         batch_size: images per step, for weights and α alike.
         learning_rate: of SGD at the start.
@@ -112,9 +131,9 @@ class SearchConfig:
         gradient_clip_val: bound on the norm of the weights' gradient; 0 for none.
         cutout: side of the blanked square in training images, in pixels; 0 for none.
         train_portion: share of the training set for the weights; α learns from the rest.
-        arc_learning_rate: Adam's for α.
-        arc_betas: Adam's for α.
-        arc_weight_decay: Adam's for α.
+        arc_learning_rate: Adam's for α; unset for the strategy's own, 3e-3 of fairdarts and 3e-4 of NNI's.
+        arc_betas: of fairdarts: Adam's for α (NNI's have 0.5 and 0.999).
+        arc_weight_decay: of fairdarts: Adam's for α (NNI's have 1e-3).
         zero_one_weight: weight of the zero-one loss.
         zero_one_loss: l2 (the method), l1 (the paper's negative example) or none.
         threshold: a gate at or over it is kept.
@@ -124,9 +143,14 @@ class SearchConfig:
         warmup_epochs: epochs at the start in which α rests.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
         recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
-        penalty: see PenaltyConfig.
+        penalty: see PenaltyConfig; of fairdarts.
+        temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
+        batches_per_update: of enas: sampled networks between two updates of its controller.
+        gap_batches: batches from which batch norms are estimated to measure the discretisation gap after each epoch;
+            0 does not measure it.
     """
 
+    strategy: Literal["fairdarts", "darts", "gumbel_darts", "proxyless", "enas", "random"] = "fairdarts"
     epochs: int = 50
     batch_size: int = 128
     learning_rate: float = 0.005
@@ -136,7 +160,7 @@ class SearchConfig:
     gradient_clip_val: float = 5.0
     cutout: int = 0
     train_portion: float = 0.5
-    arc_learning_rate: float = 3e-3
+    arc_learning_rate: Optional[float] = None  # noqa: UP045
     arc_betas: tuple[float, float] = (0.9, 0.999)
     arc_weight_decay: float = 1e-3
     zero_one_weight: float = 10.0
@@ -149,6 +173,9 @@ class SearchConfig:
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    temperature: tuple[float, float] = (1.0, 0.33)
+    batches_per_update: int = 20
+    gap_batches: int = 20
 
     def __post_init__(self):
         _check_sgd("search", self)
@@ -160,10 +187,22 @@ class SearchConfig:
             "in (0, 1)",
             "; the paper uses 0.5",
         )
-        for name in ("arc_weight_decay", "zero_one_weight", "warmup_epochs"):
+        for name in ("arc_weight_decay", "zero_one_weight", "warmup_epochs", "gap_batches"):
             value = getattr(self, name)
             _check("search", value >= 0, name, value, "0 or more")
-        _check("search", self.arc_learning_rate > 0, "arc_learning_rate", self.arc_learning_rate, "more than 0")
+        rate, (start, end) = self.arc_learning_rate, self.temperature
+        _check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
+        _check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
+        _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
+        only_fair = self.strategy == "fairdarts" or self.penalty.profiler == "none"
+        _check(
+            "search",
+            only_fair,
+            "penalty",
+            self.penalty.profiler,
+            f"none with strategy {self.strategy}",
+            "; NNI's do not reach α with it",
+        )
         _check("search", all(0 <= b < 1 for b in self.arc_betas), "arc_betas", self.arc_betas, "two numbers in [0, 1)")
         _check("search", 0 < self.threshold < 1, "threshold", self.threshold, "in (0, 1)", "; the paper uses 0.85")
 
@@ -238,6 +277,9 @@ class RunConfig:
         device: auto, cpu or cuda.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
+        evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
+            returns NNI's Lightning evaluator. Unset for image classification on data.
+        metric: what the evaluator logs in validation and the run is judged by.
         data: see DataConfig.
         space: see SpaceConfig.
         search: see SearchConfig.
@@ -249,6 +291,8 @@ class RunConfig:
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Optional[int] = None  # noqa: UP045
+    evaluator: Optional[str] = None  # noqa: UP045
+    metric: str = "val_acc"
     data: DataConfig = field(default_factory=DataConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -259,6 +303,8 @@ class RunConfig:
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
         _check("run", bool(plain), "name", repr(self.name), "a folder's name without slashes")
+        named = self.evaluator is None or ":" in self.evaluator
+        _check("run", named, "evaluator", repr(self.evaluator), "module:function, or unset")
 
     @property
     def folder(self) -> Path:
@@ -269,7 +315,8 @@ class RunConfig:
 def to_yaml(config: RunConfig) -> str:
     """The configuration as YAML; a ``--config`` file."""
     values = dataclasses.asdict(config)
-    values["search"]["arc_betas"] = list(config.search.arc_betas)
+    for name in ("arc_betas", "temperature"):
+        values["search"][name] = list(values["search"][name])
     return yaml.safe_dump(values, sort_keys=False)
 
 

@@ -3,10 +3,10 @@
 import weakref
 
 from nni.nas.space import ModelStatus, RawFormatModelSpace
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 
 from nni_fairdarts.freezing import freeze
+from nni_fairdarts.guests import training_batches, transferred
 from nni_fairdarts.inheritance import inherit, reestimate_batch_norm
 
 
@@ -45,29 +45,18 @@ class DerivedModelSpace(RawFormatModelSpace):
             if self.supernet is not None:
                 inherit(model, self.supernet, self.sample)
                 if self.reestimate_batches:
-                    batches, forward = _training_batches(self.evaluator), _training_forward(self.evaluator)
+                    batches, forward = training_batches(self.evaluator), _training_forward(self.evaluator)
                     reestimate_batch_norm(model, batches, self.reestimate_batches, forward)
             self._model = weakref.ref(model)
         return model
 
 
-def _training_batches(evaluator):
-    """The evaluator's training loader, or its data module's."""
-    module = evaluator.datamodule
-    return evaluator.train_dataloaders if module is None else module.train_dataloader()
-
-
 def _training_forward(evaluator):
     """Feeds a batch to a network as a training step of the evaluator does, transfer hooks included; logs nothing."""
     module = evaluator.module
-    owners = [owner for owner in (evaluator.datamodule, module) if owner is not None]
-
-    def transfer(name: str, batch):
-        owner = next((owner for owner in owners if is_overridden(name, owner)), module)
-        return getattr(owner, name)(batch, 0)
 
     def forward(network, batch):
-        batch = transfer("on_after_batch_transfer", transfer("on_before_batch_transfer", batch))
+        batch = transferred(evaluator, batch)
         model = module.model
         module.set_model(network)
         module.log = lambda *args, **kwargs: None

@@ -48,6 +48,14 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict:
+    """What ``write_json`` wrote. Raises InputError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}; the run is not finished, or the file is damaged") from error
+
+
 def run_of(folder: Path) -> RunConfig:
     """The configuration of an existing run. Raises InputError where ``folder`` is none."""
     if not folder.is_dir():
@@ -59,14 +67,24 @@ def run_of(folder: Path) -> RunConfig:
     return read_config(folder / "config.yaml")
 
 
-def last_gates(folder: Path) -> dict:
+def last_epoch(folder: Path) -> dict:
     """The last epoch of a run's history. Raises InputError where no epoch was finished."""
     path = folder / "history.jsonl"
     records = read_history(path) if path.is_file() else []
     if not records:
         raise InputError(f"{path} holds no finished epoch, so there are no gates to derive from; let the search run")
-    last = records[-1]
-    gates = last.get("gates") if isinstance(last, dict) else None
+    if not isinstance(records[-1], dict):
+        raise InputError(f"the last line of {path} is no record of an epoch: the file is damaged")
+    return records[-1]
+
+
+def last_gates(folder: Path) -> dict:
+    """The last epoch of a run's history, with gates of cells. Raises InputError where it has none."""
+    last = last_epoch(folder)
+    gates = last.get("gates")
     if not isinstance(gates, dict) or not {"normal", "reduce"} <= gates.keys():
-        raise InputError(f"the last line of {path} has no gates of a normal and a reduce cell: the file is damaged")
+        raise InputError(
+            f"the last line of {folder / 'history.jsonl'} has no gates of a normal and a reduce cell: the search "
+            "was of another space or by a strategy without gates, or the file is damaged"
+        )
     return last

@@ -1,6 +1,7 @@
 """The user's evaluator inside a search: hooks, losses and schedules of its module, and its data module."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -22,7 +23,7 @@ class EvaluatorHooks(DartsLightningModule):
 
     def __init__(self, training_module, **kwargs):
         super().__init__(training_module, **kwargs)
-        _wrap_transfers(self, training_module)
+        wrap_transfers(self, training_module)
 
     def teardown(self, stage: str | None = None):
         try:
@@ -36,6 +37,10 @@ class EvaluatorHooks(DartsLightningModule):
 
     def configure_callbacks(self):
         return self.training_module.configure_callbacks()
+
+    def on_train_epoch_start(self):
+        # NNI's DARTS freezes α here while it warms up; the steps of a search say themselves what learns.
+        return self.training_module.on_train_epoch_start()
 
     def backward(self, loss, *args, **kwargs):
         return self.training_module.backward(loss, *args, **kwargs)
@@ -126,7 +131,7 @@ class SearchData(pl.LightningDataModule):
     def __init__(self, datamodule: pl.LightningDataModule):
         super().__init__()
         self.datamodule = datamodule
-        _wrap_transfers(self, datamodule)
+        wrap_transfers(self, datamodule)
 
     def __getattr__(self, name: str):
         if name == "datamodule":
@@ -156,7 +161,47 @@ class SearchData(pl.LightningDataModule):
         self.datamodule.load_state_dict(state_dict)
 
 
-def _wrap_transfers(owner, user) -> None:
+@contextmanager
+def search_data(evaluator) -> Iterator[None]:
+    """Inside, a ``SearchData`` is the evaluator's data module, where it has one."""
+    module = evaluator.datamodule
+    if module is not None:
+        evaluator.datamodule = SearchData(module)
+    try:
+        yield
+    finally:
+        evaluator.datamodule = module
+
+
+def training_batches(evaluator):
+    """The evaluator's training loader, or its data module's."""
+    module = evaluator.datamodule
+    return evaluator.train_dataloaders if module is None else module.train_dataloader()
+
+
+def validation_batches(evaluator):
+    """The evaluator's validation loader, or loaders, or its data module's."""
+    module = evaluator.datamodule
+    return evaluator.val_dataloaders if module is None else module.val_dataloader()
+
+
+def transferred(evaluator, batch):
+    """What the transfer hooks of the evaluator's data module, or of its module, make of a batch."""
+    owners = [owner for owner in (evaluator.datamodule, evaluator.module) if owner is not None]
+    for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        owner = next((owner for owner in owners if is_overridden(name, owner)), evaluator.module)
+        batch = getattr(owner, name)(batch, 0)
+    return batch
+
+
+def size_of(batch) -> int:
+    """Number of examples in a batch: the length of its first tensor."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return len(batch)
+
+
+def wrap_transfers(owner, user) -> None:
     """Give ``owner`` the transfer hooks that ``user`` has of its own; others stay Lightning's."""
     for name in TRANSFER_HOOKS:
         if is_overridden(name, user):
@@ -167,7 +212,7 @@ def _each_half(owner, hook: Callable) -> Callable:
     """``hook`` for batches of a search step, {"train": batch, "val": batch}, and for those of a validation."""
 
     def on_halves(batch, *args):
-        if owner.trainer.training:
+        if owner.trainer.training and isinstance(batch, dict) and batch.keys() <= {"train", "val"}:
             return {half: hook(part, *args) for half, part in batch.items()}
         return hook(batch, *args)
 

@@ -14,12 +14,14 @@ def epoch_line(record: dict, epochs: int | None) -> str:
     for key, value in record.items():
         if value is not None and (key.endswith("_loss") or key.startswith("val_")):
             parts.append(f"{key} {value:.4f}")
+    if record.get("discretization_gap") is not None:
+        parts.append(f"gap {record['discretization_gap']:.4f}")
     if record.get("expected_cost") is not None:
         parts.append(f"expected_cost {record['expected_cost']:,.0f}")
-    if record["gates_total"]:
+    if record.get("gates_total"):
         parts.append(f"decided {record['decided_gates']:.1%}")
         parts.append(f"open {record['open_gates']}/{record['gates_total']}")
-    skips = record["skip_connections"]
+    skips = record.get("skip_connections")
     if skips:
         shown = skips if len(skips) <= 4 else {"all choices": sum(skips.values())}
         parts.append("skips " + " ".join(f"{label} {count}" for label, count in shown.items()))

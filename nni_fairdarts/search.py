@@ -1,7 +1,5 @@
 """The bilevel step of a search, its validation and its history."""
 
-import time
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,8 @@ from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError, require_finite
 from nni_fairdarts.gates import LOSSES, flat
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
-from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
 from nni_fairdarts.penalty import ResourcePenalty
+from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, choices_of
 
 
@@ -34,7 +32,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class FairDartsModule(EvaluatorHooks):
+class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
     One step, first order (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the
@@ -122,19 +120,7 @@ class FairDartsModule(EvaluatorHooks):
         self._choices = self.choices()
         if self.penalty is not None:
             self.penalty.cost(self.weights())  # raises for a profiler of another space
-        if self.history is not None and self.trainer.is_global_zero:
-            check_new(self.history, resumed=self.trainer.ckpt_path is not None)
         return super().on_fit_start()
-
-    def on_train_epoch_start(self):
-        self._sums: dict[str, Tensor] = {}
-        self._batches = 0
-        self._validated = False
-        self._epoch_began = time.perf_counter()
-        # Noted now: at the end of the epoch the schedulers have gone on to the next one's.
-        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        # NNI's DARTS freezes α here while it warms up; the steps below say themselves what learns.
-        return self.training_module.on_train_epoch_start()
 
     def training_step(self, batch, batch_idx):
         warm = self.trainer.current_epoch >= self.warmup_epochs
@@ -200,7 +186,7 @@ class FairDartsModule(EvaluatorHooks):
         if self.penalty is not None:
             loss, details = self.penalty.forward(loss, self.weights())
             self.log_dict({f"penalty/{name}": value for name, value in details.items()})
-            self._add("expected_cost", details["penalty"])
+            self.note("expected_cost", details["penalty"])
         return loss + self.zero_one_weight * self.zero_one()
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
@@ -216,81 +202,36 @@ class FairDartsModule(EvaluatorHooks):
     def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
         value = loss.detach()
         require_finite(name, float(value), self.trainer, batch_idx)
-        self._add(name, value)
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    # -- validation -------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_end(self):
-        self._validated = True
-        return super().on_validation_epoch_end()
-
-    def on_fit_end(self):
-        try:
-            return super().on_fit_end()
-        except KeyError as missing:
-            # NNI's evaluators report a metric here that nothing has computed where no validation has run: after a
-            # few steps of ``max_steps``, between validations, or when a search is resumed behind its last epoch.
-            if str(missing).strip("'") in self.trainer.callback_metrics:
-                raise
-            warnings.warn(
-                f"no final result is reported to NNI: no validation has given {missing}; let a validation run in the "
-                "last epoch (check_val_every_n_epoch, max_epochs)",
-                RuntimeWarning,
-                stacklevel=1,  # the caller is Lightning
-            )
+        self.note(name, value)
 
     # -- history ----------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self):
         self.advance_plateaus()  # the validation is over
         result = super().on_train_epoch_end()
-        record = self.epoch_record()
-        self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
         self.log_probs(self.export_probs())
-        if self.trainer.is_global_zero:
-            self.print(epoch_line(record, self.trainer.max_epochs))
-            path = self.history or beside_logs(self.trainer)
-            if path is not None:
-                append_epoch(path, record)
         return result
 
-    def epoch_record(self) -> dict:
-        """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
-        gates = {label: choice.values() for label, choice in self._choices.items()}
+    def loss_record(self) -> dict:
+        with torch.no_grad():
+            zero_one = float(self.zero_one())
+        cost = {} if self.penalty is None else {"expected_cost": self.mean("expected_cost")}
+        return {**super().loss_record(), "arch_loss": self.mean("arch_loss"), "zero_one_loss": zero_one, **cost}
+
+    def gate_record(self) -> dict:
         with torch.no_grad():
             everything = flat(c.gates() for c in self._choices.values()).tolist() if self._choices else []
-            zero_one = float(self.zero_one())
-        metrics = {
-            name: float(value)
-            for name, value in self.trainer.callback_metrics.items()
-            if self._validated and name.startswith("val_") and torch.as_tensor(value).numel() == 1
-        }
         return {
-            "epoch": self.trainer.current_epoch,
-            "train_loss": self._mean("train_loss"),
-            "arch_loss": self._mean("arch_loss"),
-            "zero_one_loss": zero_one,
-            **({} if self.penalty is None else {"expected_cost": self._mean("expected_cost")}),
-            **metrics,
             "decided_gates": decided_share(everything) if everything else None,
             "open_gates": open_gates(everything, self.threshold),
             "gates_total": len(everything),
             "skip_connections": self.skip_connections(),
-            "learning_rate": self._learning_rate,
-            "seconds": time.perf_counter() - self._epoch_began,
             "operations": {label: list(choice.operations) for label, choice in self._choices.items()},
-            "gates": gates,
+            "gates": {label: choice.values() for label, choice in self._choices.items()},
         }
 
-    def _mean(self, name: str) -> float | None:
-        return float(self._sums[name]) / self._batches if name in self._sums and self._batches else None
-
-
-LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates")
-"""Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
+    def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        return ((choice.alpha, choice.rounded()) for choice in self._choices.values())
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
-from nni_fairdarts.guests import SearchData
+from nni_fairdarts.guests import search_data
 from nni_fairdarts.network import check_image_size, stem_channels
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.search import FairDartsModule
@@ -250,14 +250,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
             _check_trainer(evaluator.trainer)
-        data = getattr(evaluator, "datamodule", None)
-        if data is None:
-            return super().mutate_evaluator(evaluator)
-        evaluator.datamodule = SearchData(data)
-        try:
-            return super().mutate_evaluator(evaluator)
-        finally:
-            evaluator.datamodule = data
+            with search_data(evaluator):
+                return super().mutate_evaluator(evaluator)
+        return super().mutate_evaluator(evaluator)
 
     def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         if self.single_level:

@@ -261,7 +261,7 @@ def test_an_exploding_loss_stops_the_run(tiny, tmp_path, capsys):
 
 BAD_FLAGS = {
     "--serch.epochs 2": "unknown name 'serch.epochs', did you mean search.epochs? Known: name, runs, seed",
-    "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.epochs, search.batch",
+    "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.strategy, search.epochs",
     "--search.epochs two": "search.epochs",
     "--search.zero_one_loss l3": "Expected one of 'l2', 'l1', 'none'. Got value: l3",
     "--search.threshold 1.5": "search.threshold must be in (0, 1), got 1.5; the paper uses 0.85",
@@ -307,8 +307,8 @@ def test_bad_flags(tiny, tmp_path, capsys, flags):
 
 BAD_FILES = {
     "serach: {epochs: 2}": "unknown name 'serach.epochs', did you mean search.epochs?",
-    "search: {epoch: 2}": "Known: search.epochs, search.batch_size",
-    "space: {wdth: 2}": "unknown name 'space.wdth', did you mean space.width? Known: space.width, space.num_cells",
+    "search: {epoch: 2}": "Known: search.strategy, search.epochs, search.batch_size",
+    "space: {wdth: 2}": "unknown name 'space.wdth', did you mean space.width? Known: space.name, space.arguments",
     "search: {epochs: 2": "Problems parsing config",
     "search: 3": "search",
 }
@@ -381,7 +381,7 @@ def test_a_damaged_checkpoint_or_history_is_named(finished, tmp_path, capsys):
     assert "it is damaged" in error
     (run / "history.jsonl").write_text('{"epoch": 1}\n')
     assert main(["derive", str(run)]) == 2
-    assert "has no gates of a normal and a reduce cell: the file is damaged" in capsys.readouterr().err
+    assert "has no gates of a normal and a reduce cell: the search was of another space" in capsys.readouterr().err
 
 
 def test_a_search_stopped_before_its_result_is_finished_by_resume(finished, tmp_path, capsys):
@@ -461,5 +461,7 @@ def test_every_recipe_is_read(name, capsys):
         with pytest.raises(SystemExit):
             main(["search", "--print_config"])
         defaults = yaml.safe_load(capsys.readouterr().out)
+        assert defaults["search"].pop("arc_learning_rate") is None  # the strategy's own
+        assert printed["search"].pop("arc_learning_rate") == 3e-3 == FairDARTS().arc_learning_rate
         for section in ("space", "search", "retrain"):
             assert printed[section] == defaults[section]

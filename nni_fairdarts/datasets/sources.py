@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torchvision.transforms import v2
 
 from nni_fairdarts.datasets.images import Arrays, ImageData, Mapped, at_size, to_size
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.users import imported
 
 # Per channel, of pixels in [0, 1] of the training part; "folder" has ImageNet's.
 MEAN_STD = {
@@ -106,20 +106,6 @@ def _has_folders(folder: Path) -> bool:
 DATA_SETS = {"digits": _digits, "cifar10": partial(_cifar, 10), "cifar100": partial(_cifar, 100), "folder": _folder}
 
 
-def _imported(name: str) -> Callable:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's code, which can raise anything
-        raise InputError(
-            f"cannot import the data function {name!r}: {type(error).__name__}: {error}; expected module:function, "
-            "with the module installed or in a folder on PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise InputError(f"the data function {name!r} must be a function, got {type(function).__name__}")
-    return function
-
-
 def _first_shape(dataset: Dataset, prepare: Callable, num_classes: int, where: str) -> tuple[int, int, int]:
     """(C, H, W) of the first image of a user's data set once prepared, after checking it and its label."""
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
@@ -139,7 +125,7 @@ def _first_shape(dataset: Dataset, prepare: Callable, num_classes: int, where: s
 
 
 def _user(name: str, root: Path, image_size: int | None, seed: int) -> ImageData:
-    made = _imported(name)(root=root)
+    made = imported(name, "data function")(root=root)
     if isinstance(made, ImageData):
         train, test, num_classes = made.train, made.test, made.num_classes
         image_size = made.image_size if image_size is None and made.as_stored else image_size

@@ -63,22 +63,34 @@ def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConf
     )
 
 
-def trainer_of(config: RunConfig, folder: Path, epochs: int, **options) -> Trainer:
-    """A trainer that leaves checkpoints and TensorBoard's events in ``folder``."""
-    checkpoints = ModelCheckpoint(
+def checkpoints_in(folder: Path) -> ModelCheckpoint:
+    """Keeps the last epoch's checkpoint in ``folder``."""
+    return ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="epoch{epoch:03d}",
         auto_insert_metric_name=False,
         save_last=True,
         save_on_train_epoch_end=True,  # behind the history: an epoch in the checkpoint is in the history too
     )
+
+
+def logger_in(folder: Path, logs: Path | None) -> TensorBoardLogger:
+    """Writes TensorBoard's events into ``folder/tensorboard`` or, where that is given, into ``logs``."""
+    if logs is None:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    return TensorBoardLogger(logs.parent, name=logs.name, version="")
+
+
+def trainer_of(config: RunConfig, folder: Path, epochs: int, logs: Path | None, **options) -> Trainer:
+    """A trainer that leaves checkpoints in ``folder`` and TensorBoard's events as ``logger_in`` says."""
     return Trainer(
         max_epochs=epochs,
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=1,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=[checkpoints],
+        logger=logger_in(folder, logs),
+        callbacks=[checkpoints_in(folder)],
         enable_model_summary=False,
+        enable_progress_bar=logs is None,  # a trial's output is a file
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         **options,

@@ -1,39 +1,128 @@
 """The retraining of a derived network from scratch, through NNI's evaluator."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from nni.nas.evaluator.pytorch import Lightning
+from torch import nn
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.experiment.common import augmentation_of, load_images, prepare, trainer_of, training_of, versions
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.experiment.common import (
+    augmentation_of,
+    checkpoints_in,
+    load_images,
+    logger_in,
+    prepare,
+    trainer_of,
+    training_of,
+    versions,
+)
+from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, users_evaluator
+from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
+
+
+def check_retraining(config: RunConfig):
+    """(images, their loaders), both None for an evaluator of the user's. Raises InputError where something is amiss."""
+    if config.evaluator is not None:
+        return None, None
+    images = load_images(config)
+    return images, retrain_loaders(config, images)
 
 
 def retrain_loaders(config: RunConfig, images: datasets.ImageData):
     """Loaders of the training and the test set. Raises InputError where the settings do not fit the images."""
     settings = config.retrain
-    if settings.auxiliary_weight > 0:
+    if settings.auxiliary_weight > 0 and config.space.name == "darts":
         check_auxiliary_head(images.image_size, config.space.dataset)
     augmentation = augmentation_of(config, settings.cutout)
     return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
 
 
-def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
-    """Train the network of ``genotype`` from scratch, with results in the new ``folder``; returns ``result.json``.
+def retrain(
+    config: RunConfig,
+    architecture: Genotype | Mapping,
+    folder: Path,
+    logs: Path | None = None,
+    checkpoint: Path | None = None,
+) -> dict:
+    """Train a network from scratch, with results in the new ``folder``; returns ``result.json``.
 
-    Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
+    ``architecture``: a genotype, built at retrain's width and cells, or the sample of a space of the user's, built at
+    the space's size. ``logs``: for TensorBoard, by default in the folder. ``checkpoint``: one of an earlier retraining
+    in the same folder, to go on from. Raises InputError, before anything is trained
+    or written, for data, sizes and folders that do not fit.
     """
-    images = load_images(config)
-    train_loader, test_loader = retrain_loaders(config, images)
-    settings, began = config.retrain, time.perf_counter()
+    images, loaders = check_retraining(config)
+    began = time.perf_counter()
     prepare(config)
-    network = DerivedNetwork(
-        genotype,
+    network = _network(config, architecture, images)
+    if checkpoint is None:
+        run_folder.create(folder)
+    run_folder.write_config(folder, config)
+    if isinstance(architecture, Genotype):
+        architecture.save(folder / "genotype.json")
+        kept = {"genotype": architecture.to_json()}
+    else:
+        kept = {"nni_sample": dict(architecture)}
+        run_folder.write_json(folder / "sample.json", dict(architecture))
+    evaluator = _evaluator(config, images, loaders, folder, logs)
+    if checkpoint is not None:
+        evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
+    evaluator.evaluate(network)
+    network.cpu()
+    torch.save(network.state_dict(), folder / "network.pt")
+    metrics = evaluator.trainer.callback_metrics
+    if config.metric not in metrics:
+        raise InputError(
+            f"metric is {config.metric!r}, which the evaluator does not log; it logs: {', '.join(metrics)}"
+        )
+    if images is None:
+        multiply_adds = multiply_adds_of_step(evaluator, network)
+    else:
+        multiply_adds = count_multiply_adds(network, (images.in_channels, images.image_size, images.image_size))
+    result = {
+        "folder": str(folder),
+        "test_accuracy": float(metrics[config.metric]),
+        **({"test_loss": float(metrics["val_loss"])} if "val_loss" in metrics else {}),
+        "parameters": count_parameters(network),
+        "multiply_adds": multiply_adds,
+        **kept,
+        "epochs": evaluator.trainer.current_epoch,
+        "seconds": time.perf_counter() - began,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    run_folder.write_json(folder / "result.json", result)
+    return result
+
+
+def architecture_of(folder: Path) -> Genotype | dict:
+    """What the search in ``folder`` derived: a genotype of cells, or the sample of a space of the user's.
+
+    Raises InputError where it is not finished.
+    """
+    if run_folder.run_of(folder).space.name == "darts":
+        return Genotype.load(folder / "genotype.json")
+    return run_folder.read_json(folder / "sample.json")
+
+
+def _network(config: RunConfig, architecture: Genotype | Mapping, images: datasets.ImageData | None) -> nn.Module:
+    if not isinstance(architecture, Genotype):
+        return freeze(make_space(config, images), architecture)
+    if images is None:
+        raise InputError(
+            "a derived cell network is built for the images of data; with evaluator name your own space too (space)"
+        )
+    settings = config.retrain
+    return DerivedNetwork(
+        architecture,
         settings.width,
         settings.num_cells,
         images.num_classes,
@@ -42,35 +131,24 @@ def retrain(config: RunConfig, genotype: Genotype, folder: Path) -> dict:
         auxiliary_loss=settings.auxiliary_weight > 0,
         image_size=images.image_size,
     )
-    run_folder.create(folder)
-    run_folder.write_config(folder, config)
-    genotype.save(folder / "genotype.json")
+
+
+def _evaluator(config: RunConfig, images, loaders, folder: Path, logs: Path | None) -> Lightning:
+    if config.evaluator is not None:
+        evaluator = users_evaluator(config, "retrain")
+        evaluator.trainer.callbacks.append(checkpoints_in(folder))
+        evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
+        return evaluator
+    settings = config.retrain
+    cells = config.space.name == "darts"
     training = training_of(
         images,
         settings,
         label_smoothing=settings.label_smoothing,
-        auxiliary_weight=settings.auxiliary_weight,
-        drop_path_prob=settings.drop_path_prob,
+        auxiliary_weight=settings.auxiliary_weight if cells else 0.0,
+        drop_path_prob=settings.drop_path_prob if cells else 0.0,
         schedule=settings.schedule,
         learning_rate_decay=settings.learning_rate_decay,
     )
-    trainer = trainer_of(config, folder, settings.epochs, gradient_clip_val=settings.gradient_clip_val or None)
-    evaluator = Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)
-    evaluator.evaluate(network)
-    network.cpu()
-    torch.save(network.state_dict(), folder / "network.pt")
-    shape = (images.in_channels, images.image_size, images.image_size)
-    result = {
-        "folder": str(folder),
-        "test_accuracy": float(trainer.callback_metrics["val_acc"]),
-        "test_loss": float(trainer.callback_metrics["val_loss"]),
-        "parameters": count_parameters(network),
-        "multiply_adds": count_multiply_adds(network, shape),
-        "genotype": genotype.to_json(),
-        "epochs": settings.epochs,
-        "seconds": time.perf_counter() - began,
-        "seed": config.seed,
-        "versions": versions(),
-    }
-    run_folder.write_json(folder / "result.json", result)
-    return result
+    trainer = trainer_of(config, folder, settings.epochs, logs, gradient_clip_val=settings.gradient_clip_val or None)
+    return Lightning(training, trainer, train_dataloaders=loaders[0], val_dataloaders=loaders[1])

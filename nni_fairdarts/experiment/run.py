@@ -1,21 +1,53 @@
 """Search, derivation and retraining as one run, and what came out of it."""
 
+import shutil
+from pathlib import Path
+
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.experiment.common import load_images
-from nni_fairdarts.experiment.retraining import retrain, retrain_loaders
-from nni_fairdarts.experiment.searching import search
+from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, retrain
+from nni_fairdarts.experiment.searching import Listener, resume, search
+from nni_fairdarts.folder import read_json, resumable
 from nni_fairdarts.genotype import Genotype
 
 
-def run(config: RunConfig) -> tuple[dict, dict]:
+def run(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
     """Search, derive and retrain; returns what both ``result.json`` hold.
 
-    Raises InputError, before anything is trained or written, for what does not fit the search or the retraining.
+    ``listener`` gets every epoch's record of the search; TensorBoard's events go to ``logs``/search and
+    ``logs``/retrain, by default into the run's folder. Raises InputError, before anything is trained or written, for
+    what does not fit the search or the retraining.
     """
-    retrain_loaders(config, load_images(config))
-    searched = search(config)
-    genotype = Genotype.load(config.folder / "genotype.json")
-    return searched, retrain(config, genotype, config.folder / "retrain")
+    check_retraining(config)
+    return search(config, listener, _part(logs, "search")), _retrained(config, logs)
+
+
+def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
+    """``run``, from where an earlier one of the same configuration and folder was stopped."""
+    finished, retraining = config.folder / "result.json", config.folder / "retrain"
+    if finished.is_file():
+        searched = read_json(finished)
+    elif resumable(config.folder) and config.search.strategy != "enas":  # see resume
+        searched = resume(config.folder, listener, _part(logs, "search"))
+    else:
+        shutil.rmtree(config.folder, ignore_errors=True)  # no epoch was finished
+        return run(config, listener, logs)
+    if (retraining / "result.json").is_file():
+        return searched, read_json(retraining / "result.json")
+    checkpoint = retraining / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        shutil.rmtree(retraining, ignore_errors=True)
+        checkpoint = None
+    return searched, _retrained(config, logs, checkpoint)
+
+
+def _retrained(config: RunConfig, logs: Path | None, checkpoint: Path | None = None) -> dict:
+    """The retraining of what the run's search derived, from the beginning or from a checkpoint."""
+    folder = config.folder / "retrain"
+    return retrain(config, architecture_of(config.folder), folder, _part(logs, "retrain"), checkpoint)
+
+
+def _part(logs: Path | None, name: str) -> Path | None:
+    return None if logs is None else logs / name
 
 
 def summary(searched: dict | None = None, retrained: dict | None = None) -> str:
@@ -23,12 +55,19 @@ def summary(searched: dict | None = None, retrained: dict | None = None) -> str:
     lines = []
     if searched:
         lines.append(f"supernet accuracy   {searched['supernet_accuracy']:.2%} (validation)")
+    if searched and "discretization_gap" in searched:
+        lines.append(
+            f"discretisation gap  {searched['discretization_gap']:.2%} (supernet less supernet at rounded gates)"
+        )
     if retrained:
         size = f"{retrained['parameters']:,} parameters, {retrained['multiply_adds']:,} multiply-adds"
         lines.append(f"derived accuracy    {retrained['test_accuracy']:.2%} (test), {size}")
-    if searched:
+    if searched and searched.get("decided_gates") is not None:
         lines.append(f"decided gates       {searched['decided_gates']:.1%} (under 0.1 or over 0.9)")
     result = searched or retrained
-    lines.append(str(Genotype.from_json(result["genotype"])))
+    if "genotype" in result:
+        lines.append(str(Genotype.from_json(result["genotype"])))
+    else:
+        lines += [f"{label} = {choice}" for label, choice in result["nni_sample"].items()]
     lines.append(f"run folder          {result['folder']}")
     return "\n".join(lines)

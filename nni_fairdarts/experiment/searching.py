@@ -1,6 +1,7 @@
 """The search of a run, through NNI's experiment."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,36 +9,54 @@ import numpy as np
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.experiment import NasExperiment
+from nni.nas.hub.pytorch.nasnet import NDS
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import PenaltyConfig, RunConfig
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.experiment.common import augmentation_of, load_images, prepare, trainer_of, training_of, versions
+from nni_fairdarts.experiment.common import (
+    augmentation_of,
+    checkpoints_in,
+    load_images,
+    logger_in,
+    prepare,
+    trainer_of,
+    training_of,
+    versions,
+)
+from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
+from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
-from nni_fairdarts.spaces import DARTS
-from nni_fairdarts.strategy import FairDARTS
+
+Listener = Callable[[dict], None]
 
 
-def search(config: RunConfig) -> dict:
+def search(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> dict:
     """Search, derive, and leave everything in the run's folder; returns what ``result.json`` holds.
 
+    ``listener`` gets every epoch's record; TensorBoard's events go to ``logs``, by default into the run's folder.
     Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
     """
-    images = search_images(config)
-    loaders = search_loaders(config, images)
+    parts = check_search(config)
     folder = run_folder.create(config.folder)
     run_folder.write_config(folder, config)
-    return _search(config, images, loaders, folder, None)
+    return _search(config, parts, folder, None, listener, logs)
 
 
-def resume(folder: Path) -> dict:
+def resume(folder: Path, listener: Listener | None = None, logs: Path | None = None) -> dict:
     """Go on with an interrupted search from its last finished epoch; returns what ``result.json`` holds."""
     config = run_folder.run_of(folder)
     if (folder / "result.json").exists():
         raise InputError(
             f"the search in {folder} is finished; derive or retrain it, or start another under a new --name"
+        )
+    if config.search.strategy == "enas":
+        raise InputError(
+            "NNI's ENAS keeps neither its controller nor its replay buffer in a checkpoint, so a stopped search cannot "
+            "be gone on with; remove the folder and search again"
         )
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
@@ -49,8 +68,21 @@ def resume(folder: Path) -> dict:
             f"cannot read the checkpoint {checkpoint} ({type(error).__name__}): it is damaged, or not one of this "
             "package's; put one of the others in its folder in its place, or search again under a new --name"
         ) from error
-    images = search_images(config)
-    return _search(config, images, search_loaders(config, images), folder, checkpoint)
+    return _search(config, check_search(config), folder, checkpoint, listener, logs)
+
+
+def check_search(config: RunConfig) -> tuple:
+    """(images, their loaders, a space to look at). Raises InputError where something is amiss.
+
+    Images and loaders are None with an evaluator of the user's.
+    """
+    images = loaders = None
+    if config.evaluator is None:
+        images = search_images(config)
+        loaders = search_loaders(config, images)
+    space = make_space(config, images)
+    check_strategy(config, space)
+    return images, loaders, space
 
 
 def search_images(config: RunConfig) -> datasets.ImageData:
@@ -69,74 +101,81 @@ def search_loaders(config: RunConfig, images: datasets.ImageData):
     )
 
 
-def _penalty(settings: PenaltyConfig, space: DARTS, images: datasets.ImageData) -> dict | None:
+def _penalty(settings: PenaltyConfig, space, images: datasets.ImageData | None) -> dict | None:
     """The strategy's penalty: the configured one, with a profiler of ``space`` for one image."""
     if settings.profiler == "none":
         return None
+    if images is None:
+        raise InputError("search.penalty profiles the space with an image of data; with evaluator leave it out")
     image = torch.zeros(1, images.in_channels, images.image_size, images.image_size)
     return {**asdict(settings), "profiler": profiler(settings.profiler, space, image)}
 
 
-def _search(config: RunConfig, images, loaders, folder: Path, checkpoint: Path | None) -> dict:
-    prepare(config)
-    settings, began = config.search, time.perf_counter()
+def _evaluator(config: RunConfig, images, loaders, folder: Path, checkpoint: Path | None, logs: Path | None):
+    """The search's evaluator, and what the supernet is validated on where that is not what α learns from."""
+    resumed = {} if checkpoint is None else {"ckpt_path": str(checkpoint)}
+    if config.evaluator is not None:
+        evaluator = users_evaluator(config, "search")
+        evaluator.fit_kwargs.update(resumed)
+        evaluator.trainer.callbacks.append(checkpoints_in(folder))
+        evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
+        return evaluator, None
     weights_loader, alpha_loader, validation_loader = loaders
-    space = DARTS(
-        config.space.width,
-        config.space.num_cells,
-        config.space.dataset,
-        num_classes=images.num_classes,
-        in_channels=images.in_channels,
-    )
-    training = training_of(images, settings)
-    strategy = FairDARTS(
-        arc_learning_rate=settings.arc_learning_rate,
-        arc_betas=settings.arc_betas,
-        arc_weight_decay=settings.arc_weight_decay,
-        zero_one_weight=settings.zero_one_weight,
-        zero_one_loss=settings.zero_one_loss,
-        threshold=settings.threshold,
-        discretization=settings.discretization,
-        alpha_init=settings.alpha_init,
-        single_level=settings.single_level,
-        warmup_epochs=settings.warmup_epochs,
-        gradient_clip_val=settings.gradient_clip_val or None,
-        candidate_norm=settings.candidate_norm,
-        recompute=settings.recompute,
-        penalty=_penalty(settings.penalty, space, images),
-        validation_dataloaders=validation_loader,
-        history=folder / "history.jsonl",
-    )
     evaluator = Lightning(
-        training,
-        trainer_of(config, folder, settings.epochs),
+        training_of(images, config.search),
+        trainer_of(config, folder, config.search.epochs, logs),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
-        fit_kwargs={} if checkpoint is None else {"ckpt_path": str(checkpoint)},
+        fit_kwargs=resumed,
     )
+    return evaluator, validation_loader
+
+
+def _search(config: RunConfig, parts: tuple, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
+    prepare(config)
+    images, loaders, pristine = parts
+    settings, began = config.search, time.perf_counter()
+    space = make_space(config, images)
+    evaluator, validation = _evaluator(config, images, loaders, folder, checkpoint, logs)
+    strategy = build(settings, config.metric, _penalty(settings.penalty, space, images))
+    strategy.validation_dataloaders = validation
+    strategy.history = folder / "history.jsonl"
+    strategy.listener = listener
+    if settings.gap_batches:
+        strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
     experiment = NasExperiment(space, evaluator, strategy)
     try:
         experiment.run()
         (model,) = experiment.export_top_models()
     finally:
         experiment.stop()
-    last = run_folder.last_gates(folder)
-    genotype = Genotype.from_sample(model.sample, style=model.style)
-    genotype.save(folder / "genotype.json")
-    np.save(folder / "normal_weight.npy", np.array(last["gates"]["normal"]))
-    np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
+    last = run_folder.last_epoch(folder)
+    sample = dict(model.sample)
+    run_folder.write_json(folder / "sample.json", sample)
     result = {
         "folder": str(folder),
-        "supernet_accuracy": last["val_acc"],
-        "decided_gates": last["decided_gates"],
-        "open_gates": last["open_gates"],
-        "skip_connections": genotype.skip_connections(),
-        "genotype": genotype.to_json(),
-        "nni_sample": model.sample,
+        "strategy": settings.strategy,
+        "supernet_accuracy": last[config.metric],
+        **{key: last[key] for key in ("decided_gates", "open_gates", "discretization_gap") if key in last},
+        "skip_connections": skip_connections(pristine, sample),
+        "nni_sample": sample,
         "epochs": last["epoch"] + 1,
         "seconds": time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }
+    if isinstance(space, NDS):
+        genotype = Genotype.from_sample(sample, nodes=space.num_nodes_per_cell, style=_style(config))
+        genotype.save(folder / "genotype.json")
+        result["genotype"] = genotype.to_json()
+        if last.get("gates"):
+            np.save(folder / "normal_weight.npy", np.array(last["gates"]["normal"]))
+            np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
     run_folder.write_json(folder / "result.json", result)
     return result
+
+
+def _style(config: RunConfig) -> str:
+    """Where drop path acts in the derived network: on operations for DARTS' rule and NNI's exports, else on nodes."""
+    fair = config.search.strategy == "fairdarts" and config.search.discretization != "darts"
+    return "fairdarts" if fair else "darts"

@@ -1,11 +1,13 @@
 """NNI's DARTS space for any number of classes and input channels."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from nni.nas.hub.pytorch import DARTS as HubDARTS
 from nni.nas.space import model_context
 from torch import nn
 
+from nni_fairdarts.edges import OPERATIONS
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import Genotype
 
@@ -13,8 +15,9 @@ from nni_fairdarts.genotype import Genotype
 class DARTS(HubDARTS):
     """NNI's DARTS space with ``num_classes`` and ``in_channels``; its own has 3 channels and 10 or 1000 classes.
 
-    The other arguments are NNI's; ``width`` and ``num_cells`` default to the published search's 16 and 8. Raises
-    InputError for numbers below 1. ``freeze`` keeps both numbers, which NNI's would reset.
+    ``operations``: the candidates on every edge, some of the paper's seven; None for all. The other arguments are
+    NNI's; ``width`` and ``num_cells`` default to the published search's 16 and 8. Raises InputError for numbers below
+    1 and for other operations. ``freeze`` keeps these three, which NNI's would reset.
     """
 
     def __init__(
@@ -26,10 +29,16 @@ class DARTS(HubDARTS):
         drop_path_prob: float = 0.0,
         num_classes: int = 10,
         in_channels: int = 3,
+        operations: Sequence[str] | None = None,
     ):
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if operations is not None:
+            if not operations or len(set(operations)) < len(operations) or not set(operations) <= set(OPERATIONS):
+                got = ", ".join(operations) or "none"
+                raise InputError(f"operations must be some of {', '.join(OPERATIONS)}, each once, got {got}")
+            self.DARTS_OPS = list(operations)  # what NNI's constructor reads
         super().__init__(width, num_cells, dataset, auxiliary_loss, drop_path_prob)
         self.in_channels = in_channels
         self.num_labels = num_classes
@@ -58,6 +67,7 @@ class DARTS(HubDARTS):
                 self.drop_path_prob,
                 self.num_labels,
                 self.in_channels,
+                self.op_candidates,
             )
 
 

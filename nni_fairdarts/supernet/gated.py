@@ -15,6 +15,9 @@ from nni_fairdarts.supernet.recompute import recomputed
 OPTIONS_KEY = "fairdarts"
 """Under this key of NNI's ``mutate_kwargs`` the strategy hands its options to the hooks."""
 
+DECIDED = 1e4
+"""An α at which a sigmoid, and a softmax beside -1e4, is exactly 1, in every precision."""
+
 EXPORTS = ("single", "multi")
 """single: a LayerChoice keeps its strongest candidate; multi: all whose gates reach the threshold."""
 
@@ -64,6 +67,14 @@ class Choice:
         """Gates as nested lists of Python floats, without gradient."""
         with torch.no_grad():
             return self.gates().tolist()
+
+    def rounded(self) -> Tensor:
+        """α at which every gate is exactly 0 or 1: each rounded or, of one of many, the largest 1 and the others 0."""
+        with torch.no_grad():
+            gates = self.gates()
+            largest = nn.functional.one_hot(gates.argmax(-1), gates.shape[-1]).bool()
+            kept = largest if self.exclusive else gates >= 0.5
+            return torch.where(kept, DECIDED, -DECIDED).to(self.alpha)
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
         """{label, or name of a row: (operations, their gates)}, with gradient."""

@@ -1,0 +1,103 @@
+"""What is searched and how it is trained: the project's own parts, or the user's ``module:name``."""
+
+import torch
+from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.hub.pytorch.nasnet import NDS
+from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nni_fairdarts.config import RunConfig
+from nni_fairdarts.datasets import ImageData
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.guests import size_of, transferred, validation_batches
+from nni_fairdarts.spaces import DARTS
+from nni_fairdarts.users import imported
+
+STAGES = ("search", "retrain")
+
+
+def make_space(config: RunConfig, images: ImageData | None) -> ModelSpace:
+    """A new model space: NNI's DARTS for ``images``, or the user's. Raises InputError where it is none."""
+    settings = config.space
+    if settings.name == "darts":
+        sizes = {} if images is None else {"num_classes": images.num_classes, "in_channels": images.in_channels}
+        return DARTS(settings.width, settings.num_cells, settings.dataset, operations=settings.operations, **sizes)
+    try:
+        space = imported(settings.name, "model space")(**settings.arguments)
+    except TypeError as error:
+        raise InputError(
+            f"cannot make the model space {settings.name}: {error}; give its arguments as space.arguments, got "
+            f"{settings.arguments or 'none'}"
+        ) from error
+    if not isinstance(space, ModelSpace):
+        raise InputError(f"{settings.name} must make a model space of NNI's, got {type(space).__name__}")
+    return space
+
+
+def check_strategy(config: RunConfig, space: ModelSpace) -> None:
+    """Raise InputError for a strategy of NNI's that cannot search ``space``, or lacks a package."""
+    name = config.search.strategy
+    cells = any(isinstance(module, Cell) for module in space.modules())
+    if name == "proxyless" and cells:
+        raise InputError(
+            "NNI's Proxyless cannot search cells (it samples the operations inside them apart from their inputs); "
+            "take another strategy, or a space of LayerChoice such as nni_fairdarts.spaces:S2"
+        )
+    if name == "enas":
+        try:
+            import tianshou  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                f"NNI's ENAS needs tianshou ({error}); run: pip install 'nni-fairdarts[enas]', or take another strategy"
+            ) from error
+    if name != "fairdarts" and not any(isinstance(m, MutableModule) and m.mutables for m in space.modules()):
+        raise InputError("nothing to search: the space has no choice; give it a LayerChoice, or use a hub space")
+
+
+def users_evaluator(config: RunConfig, stage: str) -> Lightning:
+    """What the user's function makes for a stage of STAGES. Raises InputError where it is no evaluator of NNI's."""
+    evaluator = imported(config.evaluator, "evaluator")(stage, config)
+    if not isinstance(evaluator, Lightning):
+        raise InputError(
+            f"{config.evaluator} must return NNI's Lightning evaluator (nni.nas.evaluator.pytorch), got "
+            f"{type(evaluator).__name__} for the stage {stage!r}"
+        )
+    if evaluator.datamodule is None and (evaluator.train_dataloaders is None or evaluator.val_dataloaders is None):
+        raise InputError(f"{config.evaluator} must give train_dataloaders and val_dataloaders for the stage {stage!r}")
+    return evaluator
+
+
+# -- what came out ---------------------------------------------------------------------------------------------------
+
+
+def skip_connections(space: ModelSpace, sample: dict) -> dict[str, int]:
+    """How many skip connections a sample keeps: of each kind of cell, or of all choices of layers together."""
+    if isinstance(space, NDS):
+        kinds = {"normal": 0, "reduce": 0}
+        for key, value in sample.items():
+            kind, _, slot = key.partition("/")
+            if kind in kinds and slot.startswith("op_"):
+                kinds[kind] += value == "skip_connect"
+        return kinds
+    choices = {module.label: module for module in space.modules() if isinstance(module, LayerChoice)}
+    return {"layers": sum(_is_skip(choice, sample.get(label)) for label, choice in choices.items())}
+
+
+def _is_skip(choice: LayerChoice, chosen) -> bool:
+    return chosen == "skip_connect" or (chosen in choice.names and isinstance(choice[chosen], nn.Identity))
+
+
+def multiply_adds_of_step(evaluator: Lightning, network: nn.Module) -> int:
+    """Multiply-adds of convolutions and linear layers for one example of the evaluator's first validation batch."""
+    loaders = validation_batches(evaluator)
+    batch = next(iter(loaders[0] if isinstance(loaders, list | tuple) else loaders))
+    module = evaluator.module.cpu().eval()
+    module.set_model(network)
+    module.log = lambda *args, **kwargs: None
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module.validation_step(transferred(evaluator, batch), 0)
+    finally:
+        del module.log
+    return counter.get_total_flops() // 2 // size_of(batch)  # the counter takes a multiply-add for two operations

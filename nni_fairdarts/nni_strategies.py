@@ -1,0 +1,247 @@
+"""NNI's own one-shot strategies beside FairDARTS: by name, validated, recorded and reported by the same code."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nni.nas.strategy
+import torch
+from nni.nas.nn.pytorch import LayerChoice
+from torch import Tensor, nn
+
+from nni_fairdarts.config import SearchConfig
+from nni_fairdarts.discretize import decided_share, open_gates
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.guests import search_data, wrap_transfers
+from nni_fairdarts.recording import RecordsEpochs
+from nni_fairdarts.strategy import FairDARTS
+from nni_fairdarts.supernet.gated import DECIDED
+
+
+class RecordsNNI(RecordsEpochs):
+    """What NNI's one-shot modules lack of ``FairDartsModule``: a validation, records, α in an order.
+
+    Strategies that sample a network for each step (proxyless, enas, random) sample one for each validation batch too.
+    The gates of DARTS' family are the shares of its softmax, without the noise of gumbel_darts.
+    """
+
+    threshold: float = 0.85
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """α in the order of the space. NNI's is a set's: another one in every process, and Adam's state goes by it."""
+        found: dict[nn.Parameter, None] = {}
+        for module in self.supernet_modules():
+            if hasattr(module, "arch_parameters"):
+                found.update(dict.fromkeys(module.arch_parameters()))
+        return list(found)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args, **kwargs):
+        learns = self._alphas() and self.trainer.current_epoch >= self.warmup_epochs
+        self._due = ["arch_loss", "train_loss"] if learns else ["train_loss"]
+        return super().training_step(*args, **kwargs)
+
+    def on_before_backward(self, loss: Tensor):
+        name = self._due.pop(0)  # NNI goes backwards from α's loss first
+        self.note(name, loss.detach())
+        self._batches += name == "train_loss"
+        return super().on_before_backward(loss)
+
+    # -- validation: NNI has none but of random -----------------------------------------------------------------------
+
+    def validation_step(self, *args, **kwargs):
+        self.resample()
+        return self.training_module.validation_step(*args, **kwargs)
+
+    def on_validation_epoch_start(self):
+        return self.training_module.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        return self.training_module.on_validation_epoch_end()
+
+    def on_validation_batch_start(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_start(*args, **kwargs)
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_end(*args, **kwargs)
+
+    # -- record -------------------------------------------------------------------------------------------------------
+
+    def loss_record(self) -> dict:
+        arch_loss = {"arch_loss": self.mean("arch_loss")} if self._alphas() else {}
+        return {**super().loss_record(), **arch_loss}
+
+    def gate_record(self) -> dict:
+        operations, gates = {}, {}
+        for label, (names, alpha) in self._alphas().items():
+            with torch.no_grad():
+                shares = alpha.softmax(-1)[: len(names)].tolist()  # a cell's last one is "none", which is never chosen
+            kind, _, edge = label.rpartition("/")
+            if kind and edge.replace("_", "").isdigit():  # an edge of a cell, like normal/2_0
+                operations[kind] = names
+                gates.setdefault(kind, []).append(shares)
+            else:
+                operations[label], gates[label] = names, shares
+        everything = list(_flat(list(gates.values())))
+        if not everything:
+            return {}
+        return {
+            "decided_gates": decided_share(everything),
+            "open_gates": open_gates(everything, self.threshold),
+            "gates_total": len(everything),
+            "skip_connections": self.skip_connections(),
+            "operations": operations,
+            "gates": gates,
+        }
+
+    def skip_connections(self) -> dict[str, int]:
+        """How many skip connections the export would keep now: of each kind of cell, and of each choice of layers."""
+        skips: dict[str, int] = {}
+        sample = self.export()
+        for module in self.supernet_modules():
+            if isinstance(module, LayerChoice):
+                chosen = sample[module.label]
+                skips[module.label] = int(chosen == "skip_connect" or isinstance(module[chosen], nn.Identity))
+            elif hasattr(module, "op_names"):  # a cell
+                kept = [v for key, v in sample.items() if key.startswith(f"{module.label}/op_")]
+                skips[module.label] = kept.count("skip_connect")
+        return skips
+
+    def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for names, alpha in self._alphas().values():
+            rounded = torch.full_like(alpha, -DECIDED)
+            rounded[alpha[: len(names)].argmax()] = DECIDED
+            yield alpha, rounded
+
+    def _alphas(self) -> dict[str, tuple[list, nn.Parameter]]:
+        """{label, or edge of a cell: (what its gates stand for, α)}; nothing of strategies without α."""
+        found = {}
+        for module in self.supernet_modules():
+            alphas = getattr(module, "_arch_alpha", {})
+            if isinstance(alphas, nn.Parameter):
+                alphas = {module.label: alphas}
+            for label, alpha in alphas.items():
+                names = getattr(module, "op_names", None) or list(_candidates(module, label))
+                found.setdefault(label, (list(names), alpha))
+        return found
+
+
+def _candidates(module, label: str) -> Iterator:
+    """What the gates of a choice stand for: names of layers, numbers of inputs, values."""
+    if isinstance(module, LayerChoice):
+        return iter(module.names)
+    return iter(module.simplify()[label].values)
+
+
+def _flat(values) -> Iterator[float]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+# -- strategies by name ------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """Mixed into a one-shot strategy: the supernet is validated every epoch and each epoch's record is kept and told.
+
+    ``history``, ``listener``, ``measure``: see ``RecordsEpochs``. ``validation_dataloaders``: what the supernet is
+    validated on; None for the evaluator's ``val_dataloaders``.
+    """
+
+    history: Path | None = None
+    listener = None
+    measure = None
+    validation_dataloaders = None
+    threshold = 0.85
+
+    def configure_oneshot_module(self, training_module):
+        module = super().configure_oneshot_module(training_module)
+        if not isinstance(module, RecordsEpochs):
+            # NNI names the class of its module in its strategies; there is no other place to put one's own.
+            module.__class__ = type(f"Recorded{type(module).__name__}", (RecordsNNI, type(module)), {})
+            module.threshold = self.threshold
+            wrap_transfers(module, training_module)
+        module.history, module.listener, module.measure = self.history, self.listener, self.measure
+        return module
+
+    def mutate_model(self, model):
+        try:
+            return super().mutate_model(model)
+        except TypeError as error:  # NNI's word for choices that its strategy does not have
+            raise InputError(
+                f"NNI's {type(self).__name__} cannot search this space: {error}; take another strategy, or a space "
+                "without such choices"
+            ) from error
+
+    def mutate_evaluator(self, evaluator):
+        with search_data(evaluator):
+            return super().mutate_evaluator(evaluator)
+
+    def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
+        return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
+
+
+def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {
+        "arc_learning_rate": 3e-3 if settings.arc_learning_rate is None else settings.arc_learning_rate,
+        "arc_betas": settings.arc_betas,
+        "arc_weight_decay": settings.arc_weight_decay,
+        "zero_one_weight": settings.zero_one_weight,
+        "zero_one_loss": settings.zero_one_loss,
+        "threshold": settings.threshold,
+        "discretization": settings.discretization,
+        "alpha_init": settings.alpha_init,
+        "single_level": settings.single_level,
+        "warmup_epochs": settings.warmup_epochs,
+        "gradient_clip_val": settings.gradient_clip_val or None,
+        "candidate_norm": settings.candidate_norm,
+        "recompute": settings.recompute,
+        "penalty": penalty,
+    }
+
+
+def _darts(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {
+        "arc_learning_rate": 3e-4 if settings.arc_learning_rate is None else settings.arc_learning_rate,
+        "gradient_clip_val": settings.gradient_clip_val or None,
+        "warmup_epochs": settings.warmup_epochs,
+    }
+
+
+def _gumbel_darts(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {**_darts(settings, metric, penalty), "temperature": settings.temperature}
+
+
+def _enas(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {
+        "batches_per_update": settings.batches_per_update,
+        "reward_metric_name": metric,
+        "warmup_epochs": settings.warmup_epochs,
+    }
+
+
+def _random(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {}
+
+
+STRATEGIES = {
+    "fairdarts": (FairDARTS, _fairdarts),
+    "darts": (nni.nas.strategy.DARTS, _darts),
+    "gumbel_darts": (nni.nas.strategy.GumbelDARTS, _gumbel_darts),
+    "proxyless": (nni.nas.strategy.Proxyless, _darts),
+    "enas": (nni.nas.strategy.ENAS, _enas),
+    "random": (nni.nas.strategy.RandomOneShot, _random),
+}
+"""{name: (class, its arguments out of the search's settings)}."""
+
+
+def build(settings: SearchConfig, metric: str = "val_acc", penalty: dict | None = None):
+    """The configured strategy, ``Watched``. ``metric``: what enas is rewarded with; ``penalty``: of fairdarts."""
+    base, arguments = STRATEGIES[settings.strategy]
+    strategy = type(base.__name__, (Watched, base), {})(**arguments(settings, metric, penalty))
+    strategy.threshold = settings.threshold
+    return strategy

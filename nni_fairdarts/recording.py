@@ -1,0 +1,118 @@
+"""The record of a search's epoch, whatever the strategy: losses, metrics, gates; to the console, a file, a listener."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
+
+LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates", "discretization_gap")
+"""Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
+
+
+class RecordsEpochs(pl.LightningModule):
+    """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
+
+    ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
+    be known of the module at an epoch's end, {name: number}. ``listener`` gets each record.
+    """
+
+    history: Path | None = None
+    measure: Callable[["RecordsEpochs"], dict[str, float]] | None = None
+    listener: Callable[[dict], None] | None = None
+
+    # -- what the strategies say of themselves -----------------------------------------------------------------------
+
+    def loss_record(self) -> dict:
+        """The entries about losses: means over the epoch's batches."""
+        return {"train_loss": self.mean("train_loss")}
+
+    def gate_record(self) -> dict:
+        """The entries about gates; none of a strategy that has no gates."""
+        return {}
+
+    def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Every α, and its value at which the gates are 0 or 1; nothing of a strategy that has no gates."""
+        return iter(())
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self):
+        if self.history is not None and self.trainer.is_global_zero:
+            check_new(self.history, resumed=self.trainer.ckpt_path is not None)
+        return super().on_fit_start()
+
+    def on_train_epoch_start(self):
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+        self._validated = False
+        self._epoch_began = time.perf_counter()
+        # Noted now: at the end of the epoch the schedulers have gone on to the next one's.
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return super().on_train_epoch_start()
+
+    def on_validation_epoch_end(self):
+        self._validated = True
+        return super().on_validation_epoch_end()
+
+    def on_train_epoch_end(self):
+        result = super().on_train_epoch_end()
+        record = self.epoch_record()
+        self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
+        if self.trainer.is_global_zero:
+            self.print(epoch_line(record, self.trainer.max_epochs))
+            path = self.history or beside_logs(self.trainer)
+            if path is not None:
+                append_epoch(path, record)
+            if self.listener is not None:
+                self.listener(record)
+        return result
+
+    def on_fit_end(self):
+        try:
+            return super().on_fit_end()
+        except KeyError as missing:
+            # NNI's evaluators report a metric here that nothing has computed where no validation has run: after a
+            # few steps of ``max_steps``, between validations, or when a search is resumed behind its last epoch.
+            if str(missing).strip("'") in self.trainer.callback_metrics:
+                raise
+            warnings.warn(
+                f"no final result is reported to NNI: no validation has given {missing}; let a validation run in the "
+                "last epoch (check_val_every_n_epoch, max_epochs)",
+                RuntimeWarning,
+                stacklevel=1,  # the caller is Lightning
+            )
+
+    # -- record ------------------------------------------------------------------------------------------------------
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Add a batch's number to what the epoch's record has the mean of."""
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def epoch_record(self) -> dict:
+        """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
+        seconds = time.perf_counter() - self._epoch_began
+        measured = {} if self.measure is None else self.measure(self)
+        metrics = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if self._validated and name.startswith("val_") and torch.as_tensor(value).numel() == 1
+        }
+        return {
+            "epoch": self.trainer.current_epoch,
+            **self.loss_record(),
+            **metrics,
+            **measured,
+            "learning_rate": self._learning_rate,
+            "seconds": seconds,
+            **self.gate_record(),
+        }
+
+    def mean(self, name: str) -> float | None:
+        """The epoch's mean of what was noted; None where nothing was."""
+        return float(self._sums[name]) / self._batches if name in self._sums and self._batches else None

@@ -1,0 +1,24 @@
+"""What users name as ``module:name``: functions and classes of their own."""
+
+import importlib
+from collections.abc import Callable
+
+from nni_fairdarts.errors import InputError
+
+
+def imported(name: str, what: str) -> Callable:
+    """The function or class behind ``module:name``; ``what`` says in errors what it is for.
+
+    Raises InputError where it cannot be imported, and where it cannot be called.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing runs the user's code, which can raise anything
+        raise InputError(
+            f"cannot import the {what} {name!r}: {type(error).__name__}: {error}; expected module:name, "
+            "with the module installed or in a folder on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise InputError(f"the {what} {name!r} must be a function or a class, got {type(found).__name__}")
+    return found
