@@ -1,9 +1,9 @@
 """A supernet's weights in the derived network, and batch norms that fit it."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS, FactorizedReduce
@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nni_fairdarts._nni import MixedBatchNorm2d
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.network import DerivedNetwork
@@ -63,13 +64,16 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, for
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for the plain average
         norm.train()
+    hooks = [_average_by_hand(norm) for norm in norms if isinstance(norm, MixedBatchNorm2d)]
     seen = 0
     try:
         with torch.no_grad():
-            for batch in islice(batches, count):
+            for batch in itertools.islice(batches, count):
                 (forward or _first_input)(network, move_data_to_device(batch, device))
                 seen += 1
     finally:
+        for undo in hooks:
+            undo()
         for norm, value in zip(norms, momentum, strict=True):
             norm.momentum = value
         for module, value in training.items():
@@ -79,6 +83,25 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable, count: int, for
                 norm.load_state_dict(statistics, strict=False)
     if not seen:
         raise InputError("no batch to estimate batch norms from; give a loader that yields at least one")
+
+
+def _average_by_hand(norm: MixedBatchNorm2d) -> Callable[[], None]:
+    """Let a batch norm of NNI's supernets average what it sees; returns what undoes that.
+
+    It takes its momentum from the arguments it was made with, whatever its own is, and knows no None there.
+    """
+    arguments, momentum, calls = norm.init_arguments, norm.init_arguments["momentum"], itertools.count(1)
+
+    def average(module, inputs):
+        arguments["momentum"] = 1 / next(calls)
+
+    hook = norm.register_forward_pre_hook(average)
+
+    def undo():
+        hook.remove()
+        arguments["momentum"] = momentum
+
+    return undo
 
 
 def _first_input(network: nn.Module, batch) -> None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from reference import OPERATIONS, kept
 
+from nni_fairdarts import FairDARTS
 from nni_fairdarts.cli import main
 from nni_fairdarts.genotype import Genotype, published
 from nni_fairdarts.history import read_history
