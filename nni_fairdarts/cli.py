@@ -1,4 +1,4 @@
-"""``nni-fairdarts``: search, derive, retrain, or the three as one run."""
+"""``nni-fairdarts``: search, derive, retrain, the three as one run, and experiments of many runs in NNI's manager."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from nni_fairdarts.arguments import explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, NonFiniteLoss
+from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
 from nni_fairdarts.folder import resumable, run_of
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
@@ -63,6 +63,53 @@ def _trial(parsed: Namespace, config: RunConfig) -> None:
     print(f"accuracy {result['default']:.2%} of {result['strategy']}, seed {result['seed']}; {result['genotype']}")
 
 
+def _launch(parsed: Namespace, config: None) -> None:
+    from nni_fairdarts.manager import launching
+
+    given = [name for name in ("config", "resume", "view") if parsed[name] is not None]
+    if len(given) != 1:
+        raise InputError("launch takes one of --config FILE (a new experiment), --resume ID and --view ID")
+    if given == ["view"]:
+        if parsed.wait:
+            raise InputError("--view shows a stopped experiment until it is stopped again; leave out --wait")
+        launching.view(parsed.view, parsed.port, parsed.host)
+    elif given == ["resume"]:
+        launching.resume(parsed.resume, parsed.port, parsed.host, parsed.wait)
+    else:
+        launching.launch(Path(parsed.config), parsed.port, parsed.host, parsed.wait)
+
+
+def _results(parsed: Namespace, config: None) -> None:
+    from nni_fairdarts.manager.results import results
+
+    print(results(parsed.experiment, parsed.csv, parsed.json))
+
+
+def _launch_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description="Start NNI's manager and an experiment in it."
+    )
+    parser.add_argument("--config", metavar="FILE", help="An experiment in NNI's own format.")
+    parser.add_argument("--resume", metavar="ID", help="Go on with this stopped experiment.")
+    parser.add_argument("--view", metavar="ID", help="Show this stopped experiment in the web UI.")
+    parser.add_argument("--port", type=int, default=8080, help="Of the web UI.")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on: whoever reaches it can run code as you."
+    )
+    parser.add_argument("--wait", action="store_true", help="Stay until the experiment is done, then stop the manager.")
+    return parser
+
+
+def _results_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description="What the trials of an NNI experiment came to."
+    )
+    parser.add_argument("experiment", help="Id or folder of an experiment, running or stopped.")
+    parser.add_argument("--csv", metavar="FILE", help="By default results.csv in the experiment's folder.")
+    parser.add_argument("--json", metavar="FILE", help="By default results.json in the experiment's folder.")
+    return parser
+
+
 def _search_parser() -> ArgumentParser:
     parser = run_parser(description="Search, and derive the architecture.")
     parser.add_argument("--resume", metavar="RUN", help="Go on with this run from its last finished epoch.")
@@ -100,9 +147,15 @@ COMMANDS = {
     "run": (_run_parser, _run, "search, derive and retrain"),
     "search": (_search_parser, _search, "search, and derive the architecture"),
     "derive": (_derive_parser, _derive, "derive a finished search at another threshold or rule"),
+    "launch": (_launch_parser, _launch, "start an NNI experiment, its manager bound to this machine"),
+    "results": (_results_parser, _results, "the table of an NNI experiment"),
     "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
 }
+
+
+OF_A_RUN = ("run", "search", "retrain", "trial")
+"""Commands that take a run's configuration."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = parsed[command]
         if command == "search" and values.resume:
             _refuse_more_than_resume(values, parsers["search"])
-        config = None if command == "derive" else run_config(values)
+        config = run_config(values) if command in OF_A_RUN else None
     except (ArgumentError, InputError) as error:
         return _complain(explain(error, known or parser))
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
@@ -132,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS[command][1](values, config)
     except InputError as error:
         return _complain(str(error))
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, ManagerError) as error:
         return _complain(str(error), 1)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         return _complain(_stopped(command, values, config), 130)

@@ -60,7 +60,7 @@ class SpaceConfig:
 
     Args:
         name: darts, or module:Class, a model space of yours (or a function that makes one).
-        arguments: keyword arguments of that class.
+        arguments: keyword arguments of that class; num_classes and in_channels are the images' where it takes them.
         width: of darts: channels of the first cells.
         num_cells: of darts: cells in a row; the reduction cells are at 1/3 and 2/3 of the depth.
         dataset: of darts: the stem, cifar (keeps the resolution) or imagenet (an eighth of it remains).
@@ -76,16 +76,10 @@ class SpaceConfig:
 
     def __post_init__(self):
         ours = self.name == "darts"
+        _check("space", ours or ":" in self.name, "name", repr(self.name), "darts, or module:Class of yours")
+        given = self.arguments or "none"
         _check(
-            "space", ours or ":" in self.name, "name", repr(self.name), "darts, or module:Class for a space of yours"
-        )
-        _check(
-            "space",
-            not (ours and self.arguments),
-            "arguments",
-            self.arguments,
-            "empty for darts",
-            "; they are for a space of yours (space.name)",
+            "space", not (ours and self.arguments), "arguments", given, "empty for darts; they are for your own space"
         )
         _check("space", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
         _check("space", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
@@ -194,15 +188,9 @@ class SearchConfig:
         _check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
         _check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
         _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
-        only_fair = self.strategy == "fairdarts" or self.penalty.profiler == "none"
-        _check(
-            "search",
-            only_fair,
-            "penalty",
-            self.penalty.profiler,
-            f"none with strategy {self.strategy}",
-            "; NNI's do not reach α with it",
-        )
+        penalized, reaches = self.penalty.profiler, self.strategy == "fairdarts" or self.penalty.profiler == "none"
+        expected = f"none with {self.strategy}; NNI's reaches no α"
+        _check("search", reaches, "penalty.profiler", penalized, expected)
         _check("search", all(0 <= b < 1 for b in self.arc_betas), "arc_betas", self.arc_betas, "two numbers in [0, 1)")
         _check("search", 0 < self.threshold < 1, "threshold", self.threshold, "in (0, 1)", "; the paper uses 0.85")
 

@@ -14,6 +14,10 @@ class NonFiniteLoss(ArithmeticError):
     """A loss became NaN or infinite: training stopped before the step that would have spoilt the weights."""
 
 
+class ManagerError(RuntimeError):
+    """NNI's manager did not start, or gave up; the message says why and where its log is."""
+
+
 def require_finite(name: str, loss: float, trainer, batch_idx: int) -> None:
     """Raise NonFiniteLoss, saying where training is and which checkpoint is the last, unless ``loss`` is finite."""
     if math.isfinite(loss):

@@ -24,7 +24,12 @@ def test_names_are_fields_and_those_of_search_stand_alone():
     assert (config.search.zero_one_weight, config.search.threshold, config.search.epochs) == (5.0, 0.5, 3)
     assert (config.retrain.width, config.search.penalty.scale) == (8, 2.0)
     untouched = {"seed": 2, "search.strategy": "fairdarts", "search.zero_one_weight": 10.0, "search.threshold": 0.85}
-    untouched |= {"search.temperature": [1.0, 0.33], "retrain.width": 36, "search.epochs": 50, "search.penalty.scale": 1}
+    untouched |= {
+        "search.temperature": [1.0, 0.33],
+        "retrain.width": 36,
+        "search.epochs": 50,
+        "search.penalty.scale": 1,
+    }
     assert changed(config, untouched) == RunConfig()
 
 
@@ -47,6 +52,7 @@ def test_what_does_not_fit_is_refused(parameters, texts):
         assert text in str(error.value)
 
 
+SEEDS = {"_type": "choice", "_value": [0, 1]}
 GOOD = {
     "strategy": {
         "_type": "choice",
@@ -69,12 +75,12 @@ def test_a_space_that_fits():
         ({"seed": [0, 1]}, ["the search space's seed must be a mapping with _type and _value", "got [0, 1]"]),
         ({"seed": {"_type": "choice", "_value": []}}, ["the search space's seed must be a mapping"]),
         ({"sed": {"_type": "choice", "_value": [0]}}, ["the search space's sed: 0 does not fit", "did you mean seed?"]),
-        ({"seed": {"_type": "choice", "_value": [0, -1]}}, ["the search space's seed: -1", "run.seed must be 0 or more"]),
+        ({"seed": {"_type": "choice", "_value": [0, -1]}}, ["space's seed: -1", "run.seed must be 0 or more"]),
         ({"seed": {"_type": "randint", "_value": [-2, 4]}}, ["the search space's seed: -2"]),
         ({"threshold": {"_type": "uniform", "_value": [0.5, 1.0]}}, ["the search space's threshold: 1.0"]),
         (
-            {"strategy": {"_type": "choice", "_value": [{"_name": "darts", "epoch": {"_type": "choice", "_value": [1]}}]}},
-            ["the search space's epoch: 1", "did you mean epochs?"],
+            {"strategy": {"_type": "choice", "_value": [{"_name": "darts", "epoch": SEEDS}]}},
+            ["the search space's epoch: 0", "did you mean epochs?"],
         ),
         ({"strategy": {"_type": "choice", "_value": [{"name": "darts"}]}}, ["needs a _name"]),
     ],

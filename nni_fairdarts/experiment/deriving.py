@@ -6,6 +6,7 @@ import numpy as np
 
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.discretize import discretize
+from nni_fairdarts.edges import OPERATIONS
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import Genotype
 
@@ -21,11 +22,14 @@ def derive(folder: Path, discretization: str | None = None, threshold: float | N
     if (folder / "config.yaml").is_file():
         settings = run_folder.run_of(folder).search
         rule, level = settings.discretization, settings.threshold
-        gates = run_folder.last_gates(folder)["gates"]
-        normal, reduce = gates["normal"], gates["reduce"]
+        last = run_folder.last_gates(folder)
+        normal, reduce = last["gates"]["normal"], last["gates"]["reduce"]
+        operations = tuple(last.get("operations", {}).get("normal", OPERATIONS))
     else:
+        operations = OPERATIONS
         normal, reduce = (_published_gates(folder, f"{kind}_weight.npy") for kind in ("normal", "reduce"))
-    return discretize(normal, reduce, discretization or rule, level if threshold is None else threshold)
+    level = level if threshold is None else threshold
+    return discretize(normal, reduce, discretization or rule, level, operations)
 
 
 def _published_gates(folder: Path, name: str):

@@ -18,21 +18,36 @@ STAGES = ("search", "retrain")
 
 
 def make_space(config: RunConfig, images: ImageData | None) -> ModelSpace:
-    """A new model space: NNI's DARTS for ``images``, or the user's. Raises InputError where it is none."""
+    """A new model space: NNI's DARTS for ``images``, or the user's. Raises InputError where it is none.
+
+    Where the user's class has ``num_classes`` or ``in_channels`` among its arguments and the configuration does not give
+    them, they are those of the images.
+    """
     settings = config.space
+    sizes = {} if images is None else {"num_classes": images.num_classes, "in_channels": images.in_channels}
     if settings.name == "darts":
-        sizes = {} if images is None else {"num_classes": images.num_classes, "in_channels": images.in_channels}
         return DARTS(settings.width, settings.num_cells, settings.dataset, operations=settings.operations, **sizes)
-    try:
-        space = imported(settings.name, "model space")(**settings.arguments)
-    except TypeError as error:
-        raise InputError(
-            f"cannot make the model space {settings.name}: {error}; give its arguments as space.arguments, got "
-            f"{settings.arguments or 'none'}"
-        ) from error
+    space = _made(settings.name, {**sizes, **settings.arguments}, sizes.keys() - settings.arguments.keys())
     if not isinstance(space, ModelSpace):
         raise InputError(f"{settings.name} must make a model space of NNI's, got {type(space).__name__}")
     return space
+
+
+def _made(name: str, arguments: dict, optional: set[str]) -> ModelSpace:
+    """The space of the user's class, without those of ``optional`` that it does not take.
+
+    NNI's model spaces hide their signature behind (*args, **kwargs), so it is tried out.
+    """
+    try:
+        return imported(name, "model space")(**arguments)
+    except TypeError as error:
+        for key in sorted(optional):
+            if f"unexpected keyword argument {key!r}" in str(error):
+                return _made(name, {k: v for k, v in arguments.items() if k != key}, optional - {key})
+        raise InputError(
+            f"cannot make the model space {name}: {error}; give its arguments as space.arguments, got "
+            f"{arguments or 'none'}"
+        ) from error
 
 
 def check_strategy(config: RunConfig, space: ModelSpace) -> None:

@@ -36,8 +36,9 @@ def epoch_metrics(record: dict, metric: str = "val_acc") -> dict[str, float]:
 
 
 def _skip_numbers(skips: dict[str, int]) -> dict[str, int]:
-    cells = {f"skip_connections_{kind}": skips[kind] for kind in ("normal", "reduce") if kind in skips}
-    return cells or {"skip_connections": sum(skips.values())}
+    # NNI's UI shows the first ten letters of a name: these are told apart by them.
+    cells = {f"{kind}_skips": skips[kind] for kind in ("normal", "reduce") if kind in skips}
+    return cells or {"skips": sum(skips.values())}
 
 
 def final_metrics(config: RunConfig, searched: dict, retrained: dict, parameters: dict, parameter_id) -> dict:
@@ -57,7 +58,7 @@ def final_metrics(config: RunConfig, searched: dict, retrained: dict, parameters
         "parameters": retrained["parameters"],
         "multiply_adds": retrained["multiply_adds"],
         "skip_connections": sum(skips.values()),
-        **_skip_numbers(skips),
+        **(_skip_numbers(skips) if "normal" in skips else {}),
         "supernet_accuracy": searched["supernet_accuracy"],
         **{key: searched.get(key) for key in ("discretization_gap", "decided_gates", "open_gates")},
         "seconds": searched["seconds"] + retrained["seconds"],

@@ -1,0 +1,236 @@
+"""NNI's own strategies: the same search as NNI's, but validated, recorded and in an order that can be resumed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from nni.nas import strategy as nni_strategies
+from nni.nas.hub.pytorch import DARTS as HubDARTS
+from torch.nn.functional import cross_entropy
+
+from nni_fairdarts import FairDARTS, Genotype, InputError, experiment, freeze
+from nni_fairdarts.arguments import changed
+from nni_fairdarts.config import RunConfig, SearchConfig
+from nni_fairdarts.history import read_history
+from nni_fairdarts.nni_strategies import STRATEGIES, build
+from nni_fairdarts.spaces import S2
+
+TINY = {
+    "device": "cpu",
+    "threads": 1,
+    "data.name": "digits",
+    "data.flip": False,
+    "data.crop_padding": 1,
+    "data.search_classes": 3,
+    "data.search_images_per_class": 20,
+    "space.width": 2,
+    "space.num_cells": 3,
+    "search.epochs": 2,
+    "search.batch_size": 15,
+    "search.learning_rate": 0.05,
+    "search.arc_learning_rate": 0.2,
+    "search.gap_batches": 2,
+    "retrain.width": 2,
+    "retrain.num_cells": 3,
+    "retrain.epochs": 1,
+    "retrain.batch_size": 500,
+    "retrain.cutout": 0,
+    "retrain.auxiliary_weight": 0,
+    "retrain.drop_path_prob": 0,
+}
+ARGUMENTS = {"dataset": "cifar", "depth": 3, "width": 4}
+S2_SPACE = {"space.name": "nni_fairdarts.spaces:S2", "space.arguments": ARGUMENTS}
+GATED = {"decided_gates", "open_gates", "gates_total", "skip_connections", "operations", "gates", "discretization_gap"}
+
+
+def tiny(tmp_path, **values) -> RunConfig:
+    return changed(RunConfig(), {**TINY, "runs": str(tmp_path), **values})
+
+
+@pytest.mark.parametrize("name", ["fairdarts", "darts", "gumbel_darts", "random"])
+def test_cells_are_searched_derived_and_retrained(name, tmp_path, capsys):
+    config = tiny(tmp_path, **{"search.strategy": name})
+    heard = []
+    searched, retrained = experiment.run(config, heard.append)
+    records = read_history(config.folder / "history.jsonl")
+    assert heard == records
+    assert [record["epoch"] for record in records] == [0, 1]
+    assert all(record.keys() == records[0].keys() for record in records)
+    assert records[0].keys() >= {"train_loss", "val_loss", "val_acc", "learning_rate", "seconds"}
+    gated = name != "random"
+    assert (records[0].keys() >= GATED) == gated
+    assert not gated or np.array(records[-1]["gates"]["normal"]).shape == (14, 7)
+    assert ("arch_loss" in records[0]) == gated
+    assert ("zero_one_loss" in records[0]) == (name == "fairdarts")
+    assert searched["strategy"] == name
+    assert searched["supernet_accuracy"] == records[-1]["val_acc"]
+    genotype = Genotype.load(config.folder / "genotype.json")
+    assert searched["skip_connections"] == genotype.skip_connections()
+    assert genotype.style == ("fairdarts" if name == "fairdarts" else "darts")
+    assert retrained["genotype"] == genotype.to_json()
+    assert 0 <= retrained["test_accuracy"] <= 1
+    summary = experiment.summary(searched, retrained)
+    assert ("discretisation gap" in summary) == gated
+    printed = capsys.readouterr().out
+    assert printed.count("epoch 1/2") == 1
+    assert ("gap" in printed) == gated
+
+
+@pytest.mark.parametrize("name", ["fairdarts", "darts", "gumbel_darts", "proxyless", "random"])
+def test_a_space_of_layers_is_searched_derived_and_retrained(name, tmp_path):
+    config = tiny(tmp_path, **S2_SPACE, **{"search.strategy": name})
+    searched, retrained = experiment.run(config)
+    sample = json.loads((config.folder / "sample.json").read_text())
+    assert sample == searched["nni_sample"] == retrained["nni_sample"]
+    network = freeze(S2(num_classes=10, in_channels=1, **ARGUMENTS), sample)  # the search saw three classes
+    assert retrained["parameters"] == sum(p.numel() for p in network.parameters())
+    assert searched["skip_connections"] == {"layers": sum("skip" in str(choice) for choice in sample.values())}
+    assert not (config.folder / "genotype.json").exists()
+    assert experiment.summary(searched, retrained).count("layer_") == 3
+
+
+def test_they_search_as_nni_does(lightning, search, training, tmp_path):
+    """The same weights and α as NNI's own DARTS without validation and records, bit for bit."""
+    from nni.nas.evaluator.pytorch import DataLoader
+    from torch.utils.data import TensorDataset
+
+    def loader(seed):
+        generator = torch.Generator().manual_seed(seed)
+        images, classes = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)
+        return DataLoader(TensorDataset(images, classes), batch_size=4, shuffle=True, generator=generator)
+
+    def run(strategy):
+        torch.manual_seed(0)
+        space = HubDARTS(width=2, num_cells=3, dataset="cifar")
+        search(space, lightning(training(), loader(1), loader(2), max_epochs=2), strategy)
+        return strategy, dict(strategy.supernet.state_dict())
+
+    ours = build(SearchConfig(strategy="darts", gradient_clip_val=0, warmup_epochs=1))
+    ours.history = tmp_path / "h.jsonl"
+    ours.validation_dataloaders = loader(3)
+    _, expected = run(nni_strategies.DARTS(warmup_epochs=1))
+    strategy, weights = run(ours)
+    assert expected.keys() == weights.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
+    records = read_history(tmp_path / "h.jsonl")
+    assert [record["arch_loss"] is None for record in records] == [True, False]  # the first epoch warms up
+
+
+def test_the_order_of_alpha_is_that_of_the_space(lightning, search, training):
+    strategy = build(SearchConfig(strategy="darts"))
+    strategy.history = None
+    search(HubDARTS(width=2, num_cells=3, dataset="cifar"), lightning(training()), strategy)
+    module = strategy.oneshot_module
+    cells = {m.label: m for m in strategy.supernet.modules() if type(m).__name__ == "DifferentiableMixedCell"}
+    expected = [alpha for cell in cells.values() for alpha in cell._arch_alpha.values()]
+    assert [id(p) for p in module.arch_parameters()] == [id(p) for p in expected]
+    optimizer = module.configure_architecture_optimizers()
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in expected]
+
+
+def test_gates_of_a_softmax_are_its_shares(lightning, search, training, choices, tmp_path):
+    strategy = build(SearchConfig(strategy="darts", arc_learning_rate=0.3))
+    strategy.history = tmp_path / "h.jsonl"
+    search(choices(), lightning(training()), strategy)
+    (record,) = read_history(tmp_path / "h.jsonl")
+    layers = [module for module in strategy.supernet.modules() if hasattr(module, "_arch_alpha")]
+    alphas = {module.label: module._arch_alpha for module in layers if hasattr(module, "label")}
+    for label, alpha in alphas.items():
+        expected = np.exp(alpha.detach().numpy()) / np.exp(alpha.detach().numpy()).sum()
+        np.testing.assert_allclose(record["gates"][label], expected, rtol=1e-6)
+    assert record["operations"] == {"first": [0, 1, 2], "second": ["a", "b"]}
+    everything = [gate for gates in record["gates"].values() for gate in gates]
+    assert record["gates_total"] == len(everything) == 5
+    assert record["decided_gates"] == sum(g < 0.1 or g > 0.9 for g in everything) / 5
+    assert record["skip_connections"] == {"first": int(alphas["first"].argmax() == 2), "second": 0}
+
+
+def test_sampled_networks_are_validated_one_each_batch(lightning, search, loader, training, choices):
+    """The mean over batches of networks drawn anew, as Lightning means it."""
+    drawn = []
+
+    class Training(training):
+        def validation_step(self, batch, batch_idx):
+            sampled = {m.label: m._sampled for m in self.model.modules() if hasattr(m, "_sampled")}
+            drawn.append(sampled)
+            assert not self.model.training
+            self.log("val_loss", cross_entropy(self.model(batch[0]), batch[1]))
+
+    strategy = build(SearchConfig(strategy="random"))
+    strategy.history = None
+    torch.manual_seed(0)
+    search(choices(), lightning(Training(), val=loader(12)), strategy)
+    assert len(drawn) == 12
+    assert len({json.dumps(sample) for sample in drawn}) > 1
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_defaults_are_each_strategys_own(name):
+    strategy = build(SearchConfig(strategy=name))
+    base = STRATEGIES[name][0]
+    assert isinstance(strategy, base)
+    plain = base() if name != "fairdarts" else FairDARTS()
+    for setting in ("arc_learning_rate", "temperature", "batches_per_update", "warmup_epochs", "arc_betas"):
+        if hasattr(plain, setting):
+            assert getattr(strategy, setting) == getattr(plain, setting), setting
+
+
+def test_settings_reach_them():
+    settings = SearchConfig(
+        strategy="gumbel_darts", arc_learning_rate=0.01, temperature=(2.0, 0.1), gradient_clip_val=3, warmup_epochs=4
+    )
+    strategy = build(settings)
+    assert (strategy.arc_learning_rate, strategy.temperature) == (0.01, (2.0, 0.1))
+    assert (strategy.gradient_clip_val, strategy.warmup_epochs) == (3, 4)
+    strategy = build(SearchConfig(strategy="enas", batches_per_update=7), metric="val_f1")
+    assert (strategy.batches_per_update, strategy.reward_metric_name) == (7, "val_f1")
+
+
+def test_what_nni_cannot_search_is_refused_before_training(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="NNI's Proxyless cannot search cells .* nni_fairdarts.spaces:S2"):
+        experiment.search(tiny(tmp_path, **{"search.strategy": "proxyless"}))
+    monkeypatch.setitem(__import__("sys").modules, "tianshou", None)
+    with pytest.raises(InputError, match="NNI's ENAS needs tianshou"):
+        experiment.search(tiny(tmp_path, **{"search.strategy": "enas"}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_space_that_nnis_strategy_refuses_is_named(lightning, search, training):
+    from nni.nas.hub.pytorch import ShuffleNetSpace
+
+    strategy = build(SearchConfig(strategy="proxyless"))
+    with pytest.raises(InputError, match="NNI's Proxyless cannot search this space: .*; take another strategy"):
+        search(ShuffleNetSpace(num_labels=10, channel_search=True), lightning(training()), strategy)
+
+
+def test_a_penalty_is_fairdarts_own():
+    with pytest.raises(InputError, match="search.penalty.profiler must be none with darts; NNI's reaches no α"):
+        changed(RunConfig(), {"search.strategy": "darts", "search.penalty": {"profiler": "flops", "baseline": 1.0}})
+
+
+@pytest.mark.parametrize("name", ["darts", "random"])
+def test_the_same_seed_gives_the_same_search(name, tmp_path):
+    results = []
+    for run in ("a", "b"):
+        experiment.search(tiny(tmp_path, **{"search.strategy": name, "name": run}))
+        records = read_history(tmp_path / run / "history.jsonl")
+        results.append([{k: v for k, v in record.items() if k != "seconds"} for record in records])
+        results.append(json.loads((tmp_path / run / "sample.json").read_text()))
+    assert results[:2] == results[2:]
+
+
+def test_operations_left_out_of_the_space(tmp_path):
+    kept = ["max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5"]
+    config = tiny(tmp_path, **{"space.operations": kept})
+    experiment.run(config)
+    record = read_history(config.folder / "history.jsonl")[-1]
+    assert record["operations"]["normal"] == kept
+    assert np.array(record["gates"]["normal"]).shape == (14, 3)
+    assert np.load(config.folder / "normal_weight.npy").shape == (14, 3)
+    genotype = Genotype.load(config.folder / "genotype.json")
+    assert {edge.operation for edge in (*genotype.normal, *genotype.reduce)} <= set(kept)
+    assert experiment.derive(config.folder) == genotype
+    with pytest.raises(InputError, match="operations must be some of max_pool_3x3, .*, each once, got skip"):
+        experiment.search(tiny(tmp_path, **{"space.operations": ["skip"]}))
