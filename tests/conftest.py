@@ -158,3 +158,16 @@ def training():
             return torch.optim.SGD(self.parameters(), **self.sgd)
 
     return Training
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``."""
+    from experiments import choice, free_port, started, write
+
+    folder = tmp_path_factory.mktemp("compared")
+    space = {"strategy": choice("fairdarts", "darts"), "seed": choice(0, 1)}
+    config, port = write(folder, space, maxTrialNumber=4), free_port(18560)
+    with started(["nni-fairdarts", "launch", "--config", config, "--port", port], port, folder / "nni") as experiment:
+        experiment.wait_for_end(4)
+        yield experiment

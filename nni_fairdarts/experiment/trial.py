@@ -93,10 +93,12 @@ class Reports:
     them may be another (its local service hands parameters to whichever trial asks first).
     """
 
-    def __init__(self):
+    def __init__(self, output: Path):
         self._channel = get_default_trial_command_channel()
-        self._sequence = 0
-        self._last: dict[str, float] = {}
+        self._file = output / "reported.json"
+        # Of an earlier life of the trial, whose last epoch may come again: a search goes on from its last checkpoint.
+        known = read_json(self._file) if self._file.is_file() else {"epochs": 0, "last": {}}
+        self._epochs, self._last = known["epochs"], known["last"]
         self.trial = os.environ["NNI_TRIAL_JOB_ID"]
         self.parameter_id: int | None = None
 
@@ -115,11 +117,14 @@ class Reports:
         set_default_trial_command_channel(Silent())
         return received["parameters"] or {}
 
-    def epoch(self, numbers: dict[str, float]) -> None:
-        """An intermediate result, with the keys of the first one: NNI's UI knows no others, and needs them all."""
+    def epoch(self, epoch: int, numbers: dict[str, float]) -> None:
+        """An epoch's intermediate result, once, with the keys of the first one: NNI's UI knows and needs just these."""
+        if epoch < self._epochs:
+            return
         self._last = {key: numbers.get(key, self._last[key]) for key in self._last} or numbers
-        self._send("PERIODICAL", self._sequence, self._last)
-        self._sequence += 1
+        self._epochs = epoch + 1
+        self._send("PERIODICAL", epoch, self._last)
+        write_json(self._file, {"epochs": self._epochs, "last": self._last})
 
     def final(self, result: dict) -> None:
         self._send("FINAL", 0, result)
@@ -140,7 +145,7 @@ def trial(config: RunConfig) -> dict:
             "configuration by itself: nni-fairdarts run --config FILE"
         )
     output = Path(os.environ["NNI_OUTPUT_DIR"])
-    reports = Reports()
+    reports = Reports(output)
     parameters = reports.receive()
     if (output / "trial.json").is_file():
         # Its parameters were somebody's, and are still: which set NNI hands out now may be another trial's by now.
@@ -149,9 +154,11 @@ def trial(config: RunConfig) -> dict:
     config = applied(changed(config, {"runs": str(output), "name": "run"}), parameters)
     write_json(output / "trial.json", _begun(config, reports, parameters))
     _show_tensorboard(output)
-    searched, retrained = go_on(
-        config, lambda record: reports.epoch(epoch_metrics(record, config.metric)), output / "tensorboard"
-    )
+
+    def report(record: dict) -> None:
+        reports.epoch(record["epoch"], epoch_metrics(record, config.metric))
+
+    searched, retrained = go_on(config, report, output / "tensorboard")
     result = final_metrics(config, searched, retrained, flat(parameters), reports.parameter_id)
     write_json(output / "result.json", result)
     reports.final(result)

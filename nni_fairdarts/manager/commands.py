@@ -1,0 +1,45 @@
+"""The command of an experiment's trials: what it runs is read, and the search space held against it."""
+
+import shlex
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+
+from nni_fairdarts.arguments import explain, run_config, run_parser
+from nni_fairdarts.config import RunConfig
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.parameters import check_search_space
+
+SHELL = {"&&", "||", "|", ";", "&", ">", "2>", "<"}
+
+
+def check_command(command: str, folder: Path, search_space: dict) -> None:
+    """Raise InputError where a trial of this package could not run what the search space gives it.
+
+    Commands of other programs, and more than one command, are the user's own affair. ``folder``: where the command is
+    run, the experiment's trialCodeDirectory.
+    """
+    config = trial_config(command, folder)
+    if config is not None:
+        check_search_space(config, search_space)
+
+
+def trial_config(command: str, folder: Path) -> RunConfig | None:
+    """The configuration in ``… nni-fairdarts trial --config FILE …``; None for another command."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"trialCommand {command!r} is no command: {error}") from error
+    ours = any(Path(word).name in ("nni-fairdarts", "nni_fairdarts") for word in words)
+    if not ours or "trial" not in words or SHELL & set(words):
+        return None
+    arguments, parser = words[words.index("trial") + 1 :], run_parser()
+    for i, word in enumerate(arguments):
+        if word == "--config" and i + 1 < len(arguments):
+            arguments[i + 1] = str(folder / arguments[i + 1])
+        elif word.startswith("--config="):
+            arguments[i] = f"--config={folder / word.removeprefix('--config=')}"
+    try:
+        return run_config(parser.parse_args(arguments))
+    except (ArgumentError, InputError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"trialCommand {command!r}, run in {folder}: {explain(error, parser)}") from error

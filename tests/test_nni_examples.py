@@ -1,0 +1,101 @@
+"""The experiments under examples/nni: valid for NNI, for its tuner, and for the trials they start."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from nni.experiment import ExperimentConfig
+
+from nni_fairdarts import InputError
+from nni_fairdarts.manager.commands import check_command, trial_config
+from nni_fairdarts.parameters import applied
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FILES = sorted((EXAMPLES / "nni").glob("*.yaml"))
+CUDA = {"platform", "trialGpuNumber", "useActiveGpu", "maxTrialNumberPerGpu"}
+
+
+def content(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def drawn(path: Path) -> list[dict]:
+    """Every parameter set that the experiment's own tuner makes of its search space."""
+    from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+
+    tuner = GridSearchTuner()
+    tuner.update_search_space(content(path)["searchSpace"])
+    return [tuner.generate_parameters(i) for i in range(content(path)["maxTrialNumber"])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_nni_reads_it_and_every_trial_can_run(path):
+    config = ExperimentConfig.load(path)
+    if path.stem == "remote":  # the key files are placeholders
+        return
+    canonical = config.canonical_copy()
+    folder = Path(canonical.trial_code_directory)
+    assert folder == EXAMPLES
+    check_command(canonical.trial_command, folder, canonical.search_space)
+    base = trial_config(canonical.trial_command, folder)
+    sets = drawn(path)
+    configs = [applied(base, parameters) for parameters in sets]
+    assert len({str(config) for config in configs}) == len(sets)  # the grid is exhausted, and none is run twice
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.endswith("_cpu")], ids=lambda path: path.stem)
+def test_the_variant_for_the_cpu_is_the_same_experiment(path):
+    cpu, cuda = content(path), content(path.with_stem(path.stem.removesuffix("_cpu")))
+    assert cpu.pop("trainingService") == {"platform": "local"}
+    assert cuda.pop("trainingService").keys() == CUDA
+    ablation = path.stem.startswith("ablation")  # those on the CPU are on digits
+    for key in ("trialCommand", "trialConcurrency", "searchSpace") if ablation else ():
+        cpu.pop(key), cuda.pop(key)
+    assert cpu == cuda
+
+
+def test_digits_has_a_variant_for_cuda():
+    cpu, cuda = content(EXAMPLES / "nni/digits.yaml"), content(EXAMPLES / "nni/digits_cuda.yaml")
+    assert cuda["trialCommand"] == cpu["trialCommand"] + " --device cuda"
+    assert cuda["searchSpace"] == cpu["searchSpace"]
+    assert cuda["trainingService"].keys() == CUDA
+
+
+def test_darts_has_its_own_settings_where_both_are_compared():
+    base = trial_config("nni-fairdarts trial --config cifar10.yaml", EXAMPLES)
+    made = [applied(base, parameters).search for parameters in drawn(EXAMPLES / "nni/compare.yaml")]
+    darts = [search for search in made if search.strategy == "darts"]
+    fair = [search for search in made if search.strategy == "fairdarts"]
+    assert len(darts) == len(fair) == 7
+    assert {(s.batch_size, s.learning_rate, s.arc_learning_rate) for s in darts} == {(64, 0.025, 3e-4)}
+    assert {(s.batch_size, s.learning_rate, s.arc_learning_rate) for s in fair} == {(128, 0.005, 3e-3)}
+
+
+SPACE = {"seed": {"_type": "choice", "_value": [0]}}
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("nni-fairdarts trial --config nowhere.yaml", ["trialCommand", "nowhere.yaml"]),
+        ("python -m nni_fairdarts trial --config digits.yaml --search.epoch 3", ["did you mean search.epochs?"]),
+        ("nni-fairdarts trial --config=digits.yaml --search.threshold 2", ["search.threshold must be in (0, 1)"]),
+        ("nni-fairdarts trial --config 'digits.yaml", ["is no command: No closing quotation"]),
+    ],
+)
+def test_a_command_that_could_not_run_is_refused(command, texts):
+    with pytest.raises(InputError) as error:
+        check_command(command, EXAMPLES, SPACE)
+    for text in texts:
+        assert text in str(error.value)
+
+
+def test_the_space_is_held_against_the_command():
+    with pytest.raises(InputError, match="the search space's sed: 0 does not fit: a trial cannot vary 'sed', did you"):
+        check_command("nni-fairdarts trial --config digits.yaml", EXAMPLES, {"sed": SPACE["seed"]})
+
+
+@pytest.mark.parametrize("command", ["python trial.py --config x", "cd x && nni-fairdarts trial --config nowhere.yaml"])
+def test_other_commands_are_the_users_own_affair(command):
+    assert trial_config(command, EXAMPLES) is None
+    check_command(command, EXAMPLES, {"anything": SPACE["seed"]})
