@@ -47,7 +47,7 @@ class DiscretizationGap:
                 f"metric is {self.metric!r}, which the evaluator's validation_step does not log; it logs: "
                 f"{', '.join(known)}"
             )
-        with same_random_numbers(), _restored(module.training_module.model), _at(rounded):
+        with same_random_numbers(), _restored(module.training_module.model), at(rounded):
             network, batches = module.training_module.model, training_batches(self.evaluator)
             reestimate_batch_norm(network, batches, self.count, lambda _, batch: self._step(module, batch))
             return {"discretization_gap": float(known[self.metric]) - self._mean_metric(module)}
@@ -96,8 +96,9 @@ def same_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _at(alphas) -> Iterator[None]:
-    """α at other values."""
+def at(alphas: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    """Inside, each α is at the value beside it."""
+    alphas = list(alphas)
     kept = [alpha.detach().clone() for alpha, _ in alphas]
     try:
         with torch.no_grad():

@@ -214,6 +214,8 @@ def _each_half(owner, hook: Callable) -> Callable:
     def on_halves(batch, *args):
         if owner.trainer.training and isinstance(batch, dict) and batch.keys() <= {"train", "val"}:
             return {half: hook(part, *args) for half, part in batch.items()}
+        if owner.trainer.training and isinstance(batch, tuple | list) and isinstance(batch[-1], str):  # of enas
+            return (hook(batch[0], *args), batch[-1])
         return hook(batch, *args)
 
     return on_halves

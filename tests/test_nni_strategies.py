@@ -39,7 +39,7 @@ TINY = {
     "retrain.auxiliary_weight": 0,
     "retrain.drop_path_prob": 0,
 }
-ARGUMENTS = {"dataset": "cifar", "depth": 3, "width": 4}
+ARGUMENTS = {"dataset": "cifar", "depth": 2, "width": 0.25}
 S2_SPACE = {"space.name": "nni_fairdarts.spaces:S2", "space.arguments": ARGUMENTS}
 GATED = {"decided_gates", "open_gates", "gates_total", "skip_connections", "operations", "gates", "discretization_gap"}
 
@@ -87,7 +87,7 @@ def test_a_space_of_layers_is_searched_derived_and_retrained(name, tmp_path):
     assert retrained["parameters"] == sum(p.numel() for p in network.parameters())
     assert searched["skip_connections"] == {"layers": sum("skip" in str(choice) for choice in sample.values())}
     assert not (config.folder / "genotype.json").exists()
-    assert experiment.summary(searched, retrained).count("layer_") == 3
+    assert experiment.summary(searched, retrained).count("layer_") == 2
 
 
 def test_they_search_as_nni_does(lightning, search, training, tmp_path):
@@ -166,6 +166,67 @@ def test_sampled_networks_are_validated_one_each_batch(lightning, search, loader
     assert len({json.dumps(sample) for sample in drawn}) > 1
 
 
+def test_proxyless_derives_the_strongest_path(tmp_path):
+    config = tiny(tmp_path, **S2_SPACE, **{"search.strategy": "proxyless"})
+    searched = experiment.search(config)
+    record = read_history(config.folder / "history.jsonl")[-1]
+    for label, chosen in searched["nni_sample"].items():
+        gates = dict(zip(record["operations"][label], record["gates"][label], strict=True))
+        assert gates[chosen] == max(gates.values())
+
+
+@pytest.mark.parametrize("space", [{}, S2_SPACE], ids=["cells", "layers"])
+def test_enas(space, tmp_path):
+    """Only where tianshou is installed: pip install 'nni-fairdarts[enas]'."""
+    pytest.importorskip("tianshou")
+    results = []
+    for name in ("a", "b"):
+        config = tiny(tmp_path, **{"search.strategy": "enas", "search.batches_per_update": 2, "name": name, **space})
+        searched, retrained = experiment.run(config)
+        records = read_history(config.folder / "history.jsonl")
+        assert all(not record.keys() & GATED for record in records)
+        assert "discretization_gap" not in searched
+        results.append([searched["nni_sample"], retrained["test_accuracy"], *(r["train_loss"] for r in records)])
+    assert results[0] == results[1]
+    (tmp_path / "a" / "result.json").unlink()
+    with pytest.raises(InputError, match="NNI's ENAS keeps neither its controller nor its replay buffer"):
+        experiment.resume(tmp_path / "a")
+
+
+def test_enas_updates_one_controller_when_it_is_due(lightning, search, training, loader, choices):
+    pytest.importorskip("tianshou")
+
+    class Training(training):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_acc", cross_entropy(self.model(batch[0]), batch[1]))
+
+    strategy = build(SearchConfig(strategy="enas", batches_per_update=3))
+    strategy.history = None
+    policies, updates = [], []
+    evaluator = lightning(Training(), train=loader(5), val=loader(7))
+    configure = strategy.configure_oneshot_module
+
+    def watched(training_module):
+        module = configure(training_module)
+        set_model = module.set_model
+
+        def counted(model):
+            set_model(model)
+            if module._policy not in policies:
+                policies.append(module._policy)
+                update = module._policy.update
+                module._policy.update = lambda *a, **k: (updates.append(module._trajectory_counter), update(*a, **k))[1]
+
+        module.set_model = counted
+        return module
+
+    strategy.configure_oneshot_module = watched
+    search(choices(), evaluator, strategy).export_top_models(formatter="dict")
+    assert len(policies) == 1
+    times = strategy.update_kwargs["update_times"]
+    assert updates == [3] * times + [6] * times  # of seven batches for the controller
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_defaults_are_each_strategys_own(name):
     strategy = build(SearchConfig(strategy=name))
@@ -210,11 +271,14 @@ def test_a_penalty_is_fairdarts_own():
         changed(RunConfig(), {"search.strategy": "darts", "search.penalty": {"profiler": "flops", "baseline": 1.0}})
 
 
-@pytest.mark.parametrize("name", ["darts", "random"])
-def test_the_same_seed_gives_the_same_search(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("gumbel_darts", {}), ("random", {}), ("random", S2_SPACE), ("proxyless", S2_SPACE)],
+)
+def test_the_same_seed_gives_the_same_search(name, space, tmp_path):
     results = []
     for run in ("a", "b"):
-        experiment.search(tiny(tmp_path, **{"search.strategy": name, "name": run}))
+        experiment.search(tiny(tmp_path, **{"search.strategy": name, "name": run, **space}))
         records = read_history(tmp_path / run / "history.jsonl")
         results.append([{k: v for k, v in record.items() if k != "seconds"} for record in records])
         results.append(json.loads((tmp_path / run / "sample.json").read_text()))

@@ -20,8 +20,8 @@ STAGES = ("search", "retrain")
 def make_space(config: RunConfig, images: ImageData | None) -> ModelSpace:
     """A new model space: NNI's DARTS for ``images``, or the user's. Raises InputError where it is none.
 
-    Where the user's class has ``num_classes`` or ``in_channels`` among its arguments and the configuration does not give
-    them, they are those of the images.
+    Where the user's class takes ``num_classes`` or ``in_channels`` and the configuration does not give them,
+    they are those of the images.
     """
     settings = config.space
     sizes = {} if images is None else {"num_classes": images.num_classes, "in_channels": images.in_channels}

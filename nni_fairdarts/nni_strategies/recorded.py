@@ -1,19 +1,16 @@
-"""NNI's own one-shot strategies beside FairDARTS: by name, validated, recorded and reported by the same code."""
+"""What NNI's one-shot strategies and their modules lack beside FairDARTS: a validation, records, an order of α."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import nni.nas.strategy
 import torch
 from nni.nas.nn.pytorch import LayerChoice
 from torch import Tensor, nn
 
-from nni_fairdarts.config import SearchConfig
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import search_data, wrap_transfers
 from nni_fairdarts.recording import RecordsEpochs
-from nni_fairdarts.strategy import FairDARTS
 from nni_fairdarts.supernet.gated import DECIDED
 
 
@@ -142,15 +139,14 @@ def _flat(values) -> Iterator[float]:
             yield value
 
 
-# -- strategies by name ------------------------------------------------------------------------------------------------
-
-
 class Watched:
     """Mixed into a one-shot strategy: the supernet is validated every epoch and each epoch's record is kept and told.
 
     ``history``, ``listener``, ``measure``: see ``RecordsEpochs``. ``validation_dataloaders``: what the supernet is
-    validated on; None for the evaluator's ``val_dataloaders``.
+    validated on; None for the evaluator's ``val_dataloaders``. ``repairs``: further classes to mix into the module.
     """
+
+    repairs: tuple[type, ...] = ()
 
     history: Path | None = None
     listener = None
@@ -162,7 +158,7 @@ class Watched:
         module = super().configure_oneshot_module(training_module)
         if not isinstance(module, RecordsEpochs):
             # NNI names the class of its module in its strategies; there is no other place to put one's own.
-            module.__class__ = type(f"Recorded{type(module).__name__}", (RecordsNNI, type(module)), {})
+            module.__class__ = type(f"Recorded{type(module).__name__}", (*self.repairs, RecordsNNI, type(module)), {})
             module.threshold = self.threshold
             wrap_transfers(module, training_module)
         module.history, module.listener, module.measure = self.history, self.listener, self.measure
@@ -183,65 +179,3 @@ class Watched:
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
-
-
-def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
-    return {
-        "arc_learning_rate": 3e-3 if settings.arc_learning_rate is None else settings.arc_learning_rate,
-        "arc_betas": settings.arc_betas,
-        "arc_weight_decay": settings.arc_weight_decay,
-        "zero_one_weight": settings.zero_one_weight,
-        "zero_one_loss": settings.zero_one_loss,
-        "threshold": settings.threshold,
-        "discretization": settings.discretization,
-        "alpha_init": settings.alpha_init,
-        "single_level": settings.single_level,
-        "warmup_epochs": settings.warmup_epochs,
-        "gradient_clip_val": settings.gradient_clip_val or None,
-        "candidate_norm": settings.candidate_norm,
-        "recompute": settings.recompute,
-        "penalty": penalty,
-    }
-
-
-def _darts(settings: SearchConfig, metric: str, penalty) -> dict:
-    return {
-        "arc_learning_rate": 3e-4 if settings.arc_learning_rate is None else settings.arc_learning_rate,
-        "gradient_clip_val": settings.gradient_clip_val or None,
-        "warmup_epochs": settings.warmup_epochs,
-    }
-
-
-def _gumbel_darts(settings: SearchConfig, metric: str, penalty) -> dict:
-    return {**_darts(settings, metric, penalty), "temperature": settings.temperature}
-
-
-def _enas(settings: SearchConfig, metric: str, penalty) -> dict:
-    return {
-        "batches_per_update": settings.batches_per_update,
-        "reward_metric_name": metric,
-        "warmup_epochs": settings.warmup_epochs,
-    }
-
-
-def _random(settings: SearchConfig, metric: str, penalty) -> dict:
-    return {}
-
-
-STRATEGIES = {
-    "fairdarts": (FairDARTS, _fairdarts),
-    "darts": (nni.nas.strategy.DARTS, _darts),
-    "gumbel_darts": (nni.nas.strategy.GumbelDARTS, _gumbel_darts),
-    "proxyless": (nni.nas.strategy.Proxyless, _darts),
-    "enas": (nni.nas.strategy.ENAS, _enas),
-    "random": (nni.nas.strategy.RandomOneShot, _random),
-}
-"""{name: (class, its arguments out of the search's settings)}."""
-
-
-def build(settings: SearchConfig, metric: str = "val_acc", penalty: dict | None = None):
-    """The configured strategy, ``Watched``. ``metric``: what enas is rewarded with; ``penalty``: of fairdarts."""
-    base, arguments = STRATEGIES[settings.strategy]
-    strategy = type(base.__name__, (Watched, base), {})(**arguments(settings, metric, penalty))
-    strategy.threshold = settings.threshold
-    return strategy

@@ -1,0 +1,80 @@
+"""Faults of NNI 3.0's sampling strategies, mended where this package uses them.
+
+- Its random strategy draws from a generator that nobody can seed (nni/mutable/mutable.py, ``Mutable.random``).
+- Proxyless derives a network drawn at random from its shares; the paper (arXiv 1812.00332) derives the strongest path.
+- ENAS takes a pair (images, classes) for its own pair (batch, "train" or "val"), since Lightning 2 no longer hands a
+  loader's number on; makes a new, untrained controller when the result is asked for; and updates the controller again
+  on every batch for the weights that follows an update.
+"""
+
+import math
+from collections.abc import Iterator
+
+import nni.nas.strategy
+import numpy as np
+import torch
+
+from nni_fairdarts.gap import at, same_random_numbers
+
+
+class SeededSampling:
+    """Mixed into the module of the random strategy: networks are drawn with torch's generator."""
+
+    def resample(self) -> dict:
+        sample = self.export()
+        for module in self.supernet_modules():
+            module.resample(memo=sample)
+        return sample
+
+    def export(self) -> dict:
+        """A network drawn at random: the strategy learns nothing of which is good."""
+        generator = np.random.RandomState(int(torch.randint(2**31, ())))
+        return {label: choice.random(random_state=generator) for label, choice in self.model.simplify().items()}
+
+
+class StrongestPath:
+    """Mixed into the module of proxyless: the derived network is the path of the largest shares."""
+
+    def export(self) -> dict:
+        with same_random_numbers(), at(self.rounded_alphas()):
+            return super().export()
+
+
+class OneController:
+    """Mixed into the module of enas: one controller from the beginning to the result, updated when it is due."""
+
+    def set_model(self, model) -> None:
+        if self._policy is None:
+            super().set_model(model)
+        else:
+            self.training_module.set_model(model)
+
+    def training_step(self, batch, batch_idx):
+        every, (_, mode) = self.batches_per_update, batch
+        self.batches_per_update = every if mode == "val" else math.inf
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            self.batches_per_update = every
+
+
+class InTurn:
+    """(batch, "train") for every batch of one loader, then (batch, "val") for every batch of the other."""
+
+    def __init__(self, train, val):
+        self.train, self.val = train, val
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.val)
+
+    def __iter__(self) -> Iterator:
+        for loader, mode in ((self.train, "train"), (self.val, "val")):
+            for batch in loader:
+                yield batch, mode
+
+
+class ENAS(nni.nas.strategy.ENAS):
+    """NNI's ENAS with the batches that its module understands."""
+
+    def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
+        return InTurn(train_dataloader_fn(), val_dataloader_fn())
