@@ -63,6 +63,11 @@ class RecordsNNI(RecordsEpochs):
     def on_validation_batch_end(self, *args, **kwargs):
         return self.training_module.on_validation_batch_end(*args, **kwargs)
 
+    def on_train_epoch_end(self):
+        result = super().on_train_epoch_end()
+        self.log_probs(self.shares())  # NNI logs them at some steps, which Lightning's loggers may pass over
+        return result
+
     # -- record -------------------------------------------------------------------------------------------------------
 
     def loss_record(self) -> dict:
@@ -71,9 +76,8 @@ class RecordsNNI(RecordsEpochs):
 
     def gate_record(self) -> dict:
         operations, gates = {}, {}
-        for label, (names, alpha) in self._alphas().items():
-            with torch.no_grad():
-                shares = alpha.softmax(-1)[: len(names)].tolist()  # a cell's last one is "none", which is never chosen
+        for label, shares in self.shares().items():
+            names, shares = list(shares), list(shares.values())
             kind, _, edge = label.rpartition("/")
             if kind and edge.replace("_", "").isdigit():  # an edge of a cell, like normal/2_0
                 operations[kind] = names
@@ -91,6 +95,14 @@ class RecordsNNI(RecordsEpochs):
             "operations": operations,
             "gates": gates,
         }
+
+    def shares(self) -> dict[str, dict]:
+        """{label, or edge of a cell: {what a gate stands for: its share of the softmax}}."""
+        shares = {}
+        for label, (names, alpha) in self._alphas().items():
+            with torch.no_grad():  # a cell's last one is "none", which is never chosen
+                shares[label] = dict(zip(names, alpha.softmax(-1).tolist(), strict=False))
+        return shares
 
     def skip_connections(self) -> dict[str, int]:
         """How many skip connections the export would keep now: of each kind of cell, and of each choice of layers."""
