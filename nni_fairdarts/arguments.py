@@ -22,12 +22,13 @@ def _load(text: str):
     return values
 
 
-set_loader("nni_fairdarts", _load, exceptions=(yaml.YAMLError,))
+FORMAT = "nni_fairdarts"
+set_loader(FORMAT, _load, exceptions=(yaml.YAMLError,))
 
 
 def run_parser(**settings) -> ArgumentParser:
     """A parser with ``--config``, ``--print_config`` and every field of ``RunConfig`` as a flag."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode="nni_fairdarts", **settings)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=FORMAT, **settings)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     parser.add_class_arguments(RunConfig)
     return parser

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from nni_fairdarts.arguments import explain, run_config, run_parser
+from nni_fairdarts.arguments import FORMAT, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
 from nni_fairdarts.folder import resumable, run_of
@@ -160,7 +160,9 @@ OF_A_RUN = ("run", "search", "retrain", "trial")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failed training, 2 for bad input."""
-    parser = ArgumentParser(prog="nni-fairdarts", exit_on_error=False, allow_abbrev=False, description=__doc__)
+    parser = ArgumentParser(
+        prog="nni-fairdarts", exit_on_error=False, allow_abbrev=False, parser_mode=FORMAT, description=__doc__
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     parsers = {name: make() for name, (make, _, _) in COMMANDS.items()}
     for name, (_, _, text) in COMMANDS.items():

@@ -262,7 +262,7 @@ def test_an_exploding_loss_stops_the_run(tiny, tmp_path, capsys):
 
 BAD_FLAGS = {
     "--serch.epochs 2": "unknown name 'serch.epochs', did you mean search.epochs? Known: name, runs, seed",
-    "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.strategy, search.epochs",
+    "--search.epoch 2": "unknown name 'search.epoch', did you mean search.epochs? Known: search.strategy",
     "--search.epochs two": "search.epochs",
     "--search.zero_one_loss l3": "Expected one of 'l2', 'l1', 'none'. Got value: l3",
     "--search.threshold 1.5": "search.threshold must be in (0, 1), got 1.5; the paper uses 0.85",

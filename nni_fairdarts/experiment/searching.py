@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch.nasnet import NDS
+from nni.nas.nn.pytorch import ModelSpace
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
@@ -71,18 +72,28 @@ def resume(folder: Path, listener: Listener | None = None, logs: Path | None = N
     return _search(config, check_search(config), folder, checkpoint, listener, logs)
 
 
-def check_search(config: RunConfig) -> tuple:
-    """(images, their loaders, a space to look at). Raises InputError where something is amiss.
+@dataclass(frozen=True)
+class SearchParts:
+    """What a search is made of: images and their loaders, or an evaluator of the user's; a space to look at."""
 
-    Images and loaders are None with an evaluator of the user's.
-    """
-    images = loaders = None
+    images: datasets.ImageData | None
+    loaders: tuple | None
+    evaluator: Lightning | None
+    space: ModelSpace
+
+
+def check_search(config: RunConfig) -> SearchParts:
+    """The parts of the configured search. Raises InputError where something is amiss."""
+    images = loaders = evaluator = None
     if config.evaluator is None:
         images = search_images(config)
         loaders = search_loaders(config, images)
+    else:
+        prepare(config)
+        evaluator = users_evaluator(config, "search")
     space = make_space(config, images)
     check_strategy(config, space)
-    return images, loaders, space
+    return SearchParts(images, loaders, evaluator, space)
 
 
 def search_images(config: RunConfig) -> datasets.ImageData:
@@ -111,18 +122,18 @@ def _penalty(settings: PenaltyConfig, space, images: datasets.ImageData | None) 
     return {**asdict(settings), "profiler": profiler(settings.profiler, space, image)}
 
 
-def _evaluator(config: RunConfig, images, loaders, folder: Path, checkpoint: Path | None, logs: Path | None):
+def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, logs: Path | None):
     """The search's evaluator, and what the supernet is validated on where that is not what α learns from."""
     resumed = {} if checkpoint is None else {"ckpt_path": str(checkpoint)}
-    if config.evaluator is not None:
-        evaluator = users_evaluator(config, "search")
+    if parts.evaluator is not None:
+        evaluator = parts.evaluator
         evaluator.fit_kwargs.update(resumed)
         evaluator.trainer.callbacks.append(checkpoints_in(folder))
         evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
         return evaluator, None
-    weights_loader, alpha_loader, validation_loader = loaders
+    weights_loader, alpha_loader, validation_loader = parts.loaders
     evaluator = Lightning(
-        training_of(images, config.search),
+        training_of(parts.images, config.search),
         trainer_of(config, folder, config.search.epochs, logs),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
@@ -131,13 +142,12 @@ def _evaluator(config: RunConfig, images, loaders, folder: Path, checkpoint: Pat
     return evaluator, validation_loader
 
 
-def _search(config: RunConfig, parts: tuple, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
+def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
     prepare(config)
-    images, loaders, pristine = parts
     settings, began = config.search, time.perf_counter()
-    space = make_space(config, images)
-    evaluator, validation = _evaluator(config, images, loaders, folder, checkpoint, logs)
-    strategy = build(settings, config.metric, _penalty(settings.penalty, space, images))
+    space = make_space(config, parts.images)
+    evaluator, validation = _evaluator(config, parts, folder, checkpoint, logs)
+    strategy = build(settings, config.metric, _penalty(settings.penalty, space, parts.images))
     strategy.validation_dataloaders = validation
     strategy.history = folder / "history.jsonl"
     strategy.listener = listener
@@ -157,7 +167,7 @@ def _search(config: RunConfig, parts: tuple, folder: Path, checkpoint: Path | No
         "strategy": settings.strategy,
         "supernet_accuracy": last[config.metric],
         **{key: last[key] for key in ("decided_gates", "open_gates", "discretization_gap") if key in last},
-        "skip_connections": skip_connections(pristine, sample),
+        "skip_connections": skip_connections(parts.space, sample),
         "nni_sample": sample,
         "epochs": last["epoch"] + 1,
         "seconds": time.perf_counter() - began,
