@@ -66,14 +66,15 @@ def write(folder: Path, space: dict, run: dict | None = None, **experiment) -> P
     return folder / "experiment.yaml"
 
 
-def free_port(first: int, count: int = 40) -> int:
-    """A port nobody listens on, nor on the one after it."""
+def free_port(first: int, count: int = 98) -> int:
+    """A port that is free, and the one after it, which NNI's remote service wants as well."""
     for port in range(first, first + count, 2):
-        taken = []
-        for number in (port, port + 1):
-            with socket.socket() as probe:
-                taken.append(probe.connect_ex(("127.0.0.1", number)) == 0)
-        if not any(taken):
+        with socket.socket() as one, socket.socket() as next_one:
+            try:
+                one.bind(("0.0.0.0", port))
+                next_one.bind(("0.0.0.0", port + 1))
+            except OSError:
+                continue
             return port
     raise AssertionError(f"no free port from {first}")
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from experiments import IMAGES, RUN
+from experiments import IMAGES, RUN, free_port
 from nni.experiment import Experiment
 from remote_host import FAR_END, SSHD, RemoteHost, remote_host, tunnel
 
@@ -53,7 +53,7 @@ def machine():
     if SSHD is None:
         reason = "sshd is needed; on Debian run: apt-get install openssh-server"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    with remote_host(free_port()) as machine:
+    with remote_host(free_port(18300)) as machine:
         yield machine
 
 
@@ -65,7 +65,7 @@ def installed():
 @pytest.fixture(scope="module")
 def outcome(machine, installed, tmp_path_factory):
     """Two trials; the manager listens on 127.0.0.1 alone, and the other machine comes to it through a tunnel."""
-    port = free_port()
+    port = free_port(18300)
     with tunnel(machine, port) as address:
         return experiment(machine, tmp_path_factory.mktemp("remote"), port, address, STRATEGIES)
 
@@ -75,7 +75,7 @@ def open_outcome(machine, tmp_path_factory):
     """One trial; the manager listens on every address and is called without a tunnel."""
     folder = tmp_path_factory.mktemp("open")
     with pytest.warns(UserWarning, match="will listen on 0.0.0.0 without a password: whoever reaches it can run code"):
-        return experiment(machine, folder, free_port(), machine.host, ["darts"], host="0.0.0.0")
+        return experiment(machine, folder, free_port(18300), machine.host, ["darts"], host="0.0.0.0")
 
 
 def experiment(machine, folder, port, manager_ip, strategies, **options) -> Outcome:
@@ -186,19 +186,6 @@ def versions() -> dict[str, str]:
     return {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
 
 
-def free_port() -> int:
-    """Of this file's range; NNI wants the next one as well."""
-    for port in range(18300, 18399, 2):
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("0.0.0.0", port))
-                second.bind(("0.0.0.0", port + 1))
-            except OSError:
-                continue
-            return port
-    pytest.fail("no free port in 18300 to 18399")
-
-
 # -- an experiment -------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +254,7 @@ def test_nothing_is_installed(installed, outcome):
 
 def test_everything_ends_with_the_machine_also_when_a_test_fails(machine):
     def fail():
-        with remote_host(free_port()) as other:
+        with remote_host(free_port(18300)) as other:
             daemon = "nohup setsid sleep 1000 > /dev/null 2>&1 &"  # outlives its session, as NNI's trial keeper does
             subprocess.run([*other.ssh(), daemon], check=True, timeout=30)
             seen.extend([other, *other.processes()])

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from experiments import free_port
 from nni.experiment import Experiment as Manager
 
 from nni_fairdarts.errors import InputError
@@ -103,14 +103,6 @@ SWAPPED = "NNI's web UI and export show hyper-parameters of another trial here"
 UNREPORTED = "its final metric is not in NNI's database; the result is from its result.json"
 
 
-def free_port():
-    for port in range(18200, 18300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no free port")
-
-
 def wait(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -154,7 +146,7 @@ def seen(tmp_path_factory):
             return {path.stem: json.loads(path.read_text()) for path in witness.glob("*.json")}
 
         try:
-            manager.start(free_port())
+            manager.start(free_port(18200))
             open_ended = ("WAITING", "RUNNING")
             wait(lambda: [j.status in open_ended for j in manager.list_trial_jobs()] == [False] * 8 + [True])
             wait(lambda: (witness / "8 asked").exists())
@@ -162,7 +154,7 @@ def seen(tmp_path_factory):
             manager.stop()
             stopped, copy = read(folder), kept(folder, base / "copy")
             (witness / "resumed").touch()
-            resumed.resume(free_port(), wait_completion=False)
+            resumed.resume(free_port(18200), wait_completion=False)
             wait(lambda: resumed.get_status() == "DONE")
             pid = resumed._proc.pid
         finally:
@@ -539,6 +531,11 @@ def test_groups_are_per_strategy_and_whatever_varied_but_the_seed():
 )
 def test_numbers_as_text(key, score, value, deviation, text):
     assert formatted(key, score, value, deviation) == text
+
+
+def test_another_metric_is_not_called_accuracy():
+    assert "accuracy" in as_text(experiment(trial(0, 0.5)), 80)
+    assert "accuracy" not in as_text(experiment(trial(0, 0.5, metric="val_mse")), 80)
 
 
 def test_clock():

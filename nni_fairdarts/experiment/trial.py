@@ -53,6 +53,7 @@ def final_metrics(config: RunConfig, searched: dict, retrained: dict, parameters
         architecture = _compact(searched["nni_sample"])
     found = {
         "default": retrained["test_accuracy"],
+        "metric": None if config.metric == "val_acc" else config.metric,
         "strategy": config.search.strategy,
         "seed": config.seed,
         "parameters": retrained["parameters"],

@@ -64,11 +64,12 @@ def is_number(value) -> bool:
 
 
 def score_name(experiment: Experiment) -> str:
-    """accuracy; default where the score of a trial cannot be one, or a script that is not ours reported it."""
+    """accuracy; default where a trial's score cannot be one, is another metric, or comes from another's script."""
     found = [trial.result for trial in experiment.trials if trial.result is not None]
     scores = [result.get(SCORE) for result in found]
     in_unit = all(0 <= score <= 1 for score in scores if is_number(score))
-    return "accuracy" if in_unit and all("strategy" in result for result in found) else SCORE
+    ours = all("strategy" in result and "metric" not in result for result in found)
+    return "accuracy" if in_unit and ours else SCORE
 
 
 def hyperparameter(trial: Trial, name: str):
