@@ -535,7 +535,9 @@ def test_numbers_as_text(key, score, value, deviation, text):
 
 def test_another_metric_is_not_called_accuracy():
     assert "accuracy" in as_text(experiment(trial(0, 0.5)), 80)
-    assert "accuracy" not in as_text(experiment(trial(0, 0.5, metric="val_mse")), 80)
+    other = trial(0, 0.5)
+    other.result["metric"] = "val_mse"
+    assert "accuracy" not in as_text(experiment(other), 80)
 
 
 def test_clock():
