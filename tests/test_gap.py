@@ -192,3 +192,81 @@ def test_fairdarts_alone_measures_nothing(classification, search, choices, tmp_p
     strategy = FairDARTS(history=tmp_path / "h.jsonl")
     search(choices(), classification(), strategy)
     assert "discretization_gap" not in read_history(tmp_path / "h.jsonl")[-1]
+
+
+class Noting:
+    """Mixed into an evaluator's module: dropout, a metric, a list and a count of its own, outside the network."""
+
+    def __init__(self, **sgd):
+        super().__init__(**sgd)
+        import torchmetrics
+
+        self.dropout = nn.Dropout(0.5)
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=10)
+        self.outputs, self.steps, self.modes, self.seen = [], 0, [], []
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        self.modes.append((self.training, self.dropout.training))
+        return cross_entropy(self.dropout(self.model(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.model(batch[0])
+        self.accuracy.update(logits, batch[1])
+        self.outputs.append(len(batch[1]))
+        self.log("val_loss", cross_entropy(logits, batch[1]))
+
+    def on_validation_epoch_end(self):
+        self.seen.append((sum(self.outputs), int(self.accuracy.tp.sum() + self.accuracy.fn.sum())))
+        self.outputs.clear()
+        self.accuracy.reset()
+
+
+@pytest.mark.parametrize("name", ["fairdarts", "darts"])
+def test_the_evaluators_own_state_is_left_alone(name, lightning, training, search, loader, choices, tmp_path):
+    module = type("Training", (Noting, training), {})()
+    evaluator = lightning(module, loader(3), loader(4), max_epochs=3)
+    measured(choices(), evaluator, search, tmp_path / "h.jsonl", strategy=name)
+    assert set(module.modes) == {(True, True)}
+    assert module.seen == [(8, 8)] * 3
+    assert module.steps == len(module.modes)
+
+
+def test_a_loaders_own_generator_is_left_alone(lightning, training, search, loader, choices, tmp_path):
+    from nni.nas.evaluator.pytorch import DataLoader
+
+    drawn = []
+    for gap in (True, False):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(3)
+        train = DataLoader(loader(3).dataset, batch_size=2, shuffle=True, generator=generator)
+        evaluator = lightning(training(), train, loader(4), max_epochs=2)
+        strategy = build(SearchConfig())
+        strategy.history = tmp_path / f"{gap}.jsonl"
+        strategy.measure = DiscretizationGap(evaluator, 2, "val_loss") if gap else None
+        search(choices(), evaluator, strategy)
+        drawn.append(generator.get_state())
+    assert torch.equal(*drawn)
+    measured_, plain = (read_history(tmp_path / f"{gap}.jsonl") for gap in (True, False))
+    assert [r["gates"] for r in measured_] == [r["gates"] for r in plain]
+
+
+def test_a_limit_on_validation_holds_for_the_gap(lightning, training, search, loader, tmp_path):
+    asked = []
+
+    class Training(training):
+        def validation_step(self, batch, batch_idx):
+            asked.append(batch_idx)
+            super().validation_step(batch, batch_idx)
+
+    measured(Everything(), lightning(Training(), val=loader(4), limit_val_batches=2), search, tmp_path / "h.jsonl")
+    assert asked == [0, 1, 0, 1]  # Lightning's, and the gap's
+
+
+def test_several_validation_loaders_are_refused(lightning, training, search, loader, choices, tmp_path):
+    evaluator = lightning(training(), loader(2), loader(2))
+    strategy = build(SearchConfig())
+    strategy.history = tmp_path / "h.jsonl"
+    strategy.measure = DiscretizationGap(evaluator, 2, "val_loss", [loader(1), loader(1)])
+    with pytest.raises(InputError, match="measured on one validation loader, the evaluator has 2; give one, or set"):
+        search(choices(), evaluator, strategy)
