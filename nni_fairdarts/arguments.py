@@ -65,6 +65,18 @@ def changed(config: RunConfig, values: dict) -> RunConfig:
         raise InputError(explain(error, parser)) from error
 
 
+def as_fields(config: RunConfig) -> dict:
+    """Every field of ``config`` by its dotted name, but those that say where its folder is."""
+    found, sections = {}, [("", asdict(config))]
+    for prefix, section in sections:
+        for name, value in section.items():
+            if isinstance(value, dict) and f"{prefix}{name}" != "space.arguments":
+                sections.append((f"{prefix}{name}.", value))
+            else:
+                found[f"{prefix}{name}"] = value
+    return {name: value for name, value in found.items() if name not in ("name", "runs")}
+
+
 def known_fields() -> list[str]:
     """Every field of a configuration by its dotted name."""
     return [key for key in run_parser().get_defaults().as_flat().__dict__ if key != "config"]

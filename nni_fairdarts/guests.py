@@ -15,15 +15,11 @@ TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_af
 """Lightning's hooks that take a batch, first, and return one."""
 
 
-class EvaluatorHooks(DartsLightningModule):
-    """Hands on to the evaluator's module the hooks that NNI's one-shot modules swallow, and lets go of it at the end.
+class ForwardedHooks(pl.LightningModule):
+    """Mixed into a one-shot module: hands on to the evaluator's module the hooks that NNI's one-shot modules swallow.
 
     NNI forwards the others. Those around an optimizer's step are for the weights' steps only.
     """
-
-    def __init__(self, training_module, **kwargs):
-        super().__init__(training_module, **kwargs)
-        wrap_transfers(self, training_module)
 
     def teardown(self, stage: str | None = None):
         try:
@@ -38,10 +34,6 @@ class EvaluatorHooks(DartsLightningModule):
     def configure_callbacks(self):
         return self.training_module.configure_callbacks()
 
-    def on_train_epoch_start(self):
-        # NNI's DARTS freezes α here while it warms up; the steps of a search say themselves what learns.
-        return self.training_module.on_train_epoch_start()
-
     def backward(self, loss, *args, **kwargs):
         return self.training_module.backward(loss, *args, **kwargs)
 
@@ -54,6 +46,35 @@ class EvaluatorHooks(DartsLightningModule):
 
     def on_load_checkpoint(self, checkpoint):
         return self.training_module.on_load_checkpoint(checkpoint)
+
+    # -- validation: NNI's one-shot modules have none -----------------------------------------------------------------
+
+    def validation_step(self, *args, **kwargs):
+        return self.training_module.validation_step(*args, **kwargs)
+
+    def on_validation_epoch_start(self):
+        return self.training_module.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self):
+        return self.training_module.on_validation_epoch_end()
+
+    def on_validation_batch_start(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_start(*args, **kwargs)
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        return self.training_module.on_validation_batch_end(*args, **kwargs)
+
+
+class EvaluatorHooks(ForwardedHooks, DartsLightningModule):
+    """NNI's DARTS as a guest of the evaluator: its hooks, its batch transfers, its schedules."""
+
+    def __init__(self, training_module, **kwargs):
+        super().__init__(training_module, **kwargs)
+        wrap_transfers(self, training_module)
+
+    def on_train_epoch_start(self):
+        # NNI's DARTS freezes α here while it warms up; the steps of a search say themselves what learns.
+        return self.training_module.on_train_epoch_start()
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
@@ -89,23 +110,6 @@ class EvaluatorHooks(DartsLightningModule):
                 f"as one of: {', '.join(known)}"
             )
         return known[name]
-
-    # -- validation: NNI's one-shot modules have none -----------------------------------------------------------------
-
-    def validation_step(self, *args, **kwargs):
-        return self.training_module.validation_step(*args, **kwargs)
-
-    def on_validation_epoch_start(self):
-        return self.training_module.on_validation_epoch_start()
-
-    def on_validation_epoch_end(self):
-        return self.training_module.on_validation_epoch_end()
-
-    def on_validation_batch_start(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_start(*args, **kwargs)
-
-    def on_validation_batch_end(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_end(*args, **kwargs)
 
 
 def loss_of(result) -> Tensor:

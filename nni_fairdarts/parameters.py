@@ -1,6 +1,7 @@
 """From the parameters of an NNI trial to a configuration, and what an NNI search space may vary."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 
 from nni_fairdarts.arguments import changed, known_fields
@@ -54,36 +55,77 @@ def _unknown(name: str, known: list[str]) -> str:
 def check_search_space(config: RunConfig, space: Mapping) -> None:
     """Raise InputError where an NNI search space names what a trial does not have, or values that it would refuse.
 
-    Of a choice every value is tried, of a range its ends; nested choices are followed.
+    Every value of a choice is tried, and the ends of a range, each beside the first values of all the others; nested
+    choices are followed.
     """
-    for name, value in _possible(space):
-        try:
-            applied(config, {name: value})
-        except InputError as error:
-            raise InputError(f"the search space's {name}: {value!r} does not fit: {error}") from error
+    tries = list(_tries(space))
+    for name, value, others in tries:  # what is wrong by itself is told of first, by its own name
+        if _error(config, {name: value}) and (error := _error(config, {**others, name: value})):
+            raise InputError(f"the search space's {name}: {value!r} does not fit: {error}")
+    for name, value, others in tries:
+        if error := _error(config, {**others, name: value}):
+            raise InputError(f"the search space's {name}: {value!r} does not fit beside {others}: {error}")
 
 
-def _possible(space: Mapping) -> Iterator[tuple[str, object]]:
-    """(name, value) for what the space can give a trial; every value of a choice, the ends of a range."""
-    for name, entry in space.items():
-        kind, values = (entry.get("_type"), entry.get("_value")) if isinstance(entry, Mapping) else (None, None)
-        if not isinstance(values, list) or not values:
-            raise InputError(
-                f"the search space's {name} must be a mapping with _type and _value as NNI has it, such as "
-                f"{{_type: choice, _value: [1, 2]}}, got {entry!r}"
-            )
-        if kind == "choice":
-            for value in values:
-                if isinstance(value, Mapping):
-                    if "_name" not in value:
-                        raise InputError(f"the nested choice {value!r} of {name} needs a _name, as NNI has it")
-                    yield name, value["_name"]
-                    yield from _possible({key: inner for key, inner in value.items() if key != "_name"})
-                else:
-                    yield name, value
-        elif kind == "randint":
-            yield name, values[0]
-            yield name, values[1] - 1
-        elif str(kind).endswith("uniform"):
-            yield name, values[0]
-            yield name, values[1]
+def _error(config: RunConfig, parameters: Mapping) -> InputError | None:
+    """Why a trial would refuse the parameters; None where it would not."""
+    try:
+        applied(config, parameters)
+    except InputError as error:
+        return error
+    return None
+
+
+def _tries(space: Mapping, around: Mapping | None = None) -> Iterator[tuple[str, object, dict]]:
+    """(name, value, what the other names have beside it) for what the space can give a trial."""
+    possible = {name: _values(name, entry) for name, entry in space.items()}
+    first = {**(around or {}), **{name: _first(values[0]) for name, values in possible.items()}}
+    for name, values in possible.items():
+        others = {key: value for key, value in first.items() if key != name}
+        for value in values:
+            if isinstance(value, Mapping) and "_name" in value:
+                inner = {key: entry for key, entry in value.items() if key != "_name"}
+                yield name, value["_name"], others
+                yield from _tries(inner, {**others, name: value["_name"]})
+            else:
+                yield name, value, others
+
+
+def _first(value):
+    """A value as a trial gets it: of a nested choice its name, and the first value of each of its own."""
+    if not (isinstance(value, Mapping) and "_name" in value):
+        return value
+    inner = {key: _first(_values(key, entry)[0]) for key, entry in value.items() if key != "_name"}
+    return {"_name": value["_name"], **inner}
+
+
+RANGES = {
+    "randint": 2, "uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3,
+    "normal": 2, "lognormal": 2, "qnormal": 3, "qlognormal": 3,
+}  # fmt: skip
+"""NNI's kinds of ranges, and how many numbers describe one."""
+
+
+def _values(name: str, entry) -> list:
+    """What NNI may draw: every value of a choice, the ends of a range, the middle of a distribution."""
+    kind, given = (entry.get("_type"), entry.get("_value")) if isinstance(entry, Mapping) else (None, None)
+    if not isinstance(given, list) or not given:
+        raise InputError(
+            f"the search space's {name} must be a mapping with _type and _value as NNI has it, such as "
+            f"{{_type: choice, _value: [1, 2]}}, got {entry!r}"
+        )
+    if kind == "choice":
+        if unnamed := [value for value in given if isinstance(value, Mapping) and "_name" not in value]:
+            raise InputError(f"the nested choice {unnamed[0]!r} of {name} needs a _name, as NNI has it")
+        return given
+    if kind not in RANGES:
+        raise InputError(f"the search space's {name} has the _type {kind!r}; NNI knows choice, {', '.join(RANGES)}")
+    if len(given) != RANGES[kind] or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in given):
+        raise InputError(f"the search space's {name}: {kind} takes {RANGES[kind]} numbers as _value, got {given!r}")
+    if kind == "randint":
+        return [given[0], given[1] - 1]
+    if kind.startswith("log") or "loguniform" in kind:
+        if kind.endswith("uniform") and given[0] <= 0:
+            raise InputError(f"the search space's {name}: {kind} begins above 0, got {given!r}")
+        return given[:2] if kind.endswith("uniform") else [math.exp(given[0])]
+    return given[:2] if kind.endswith("uniform") else [given[0]]

@@ -12,11 +12,12 @@ def imported(name: str, what: str) -> Callable:
     Raises InputError where it cannot be imported, and where it cannot be called.
     """
     module, _, attribute = name.partition(":")
+    kind = "Class" if what == "model space" else "function"
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # importing runs the user's code, which can raise anything
         raise InputError(
-            f"cannot import the {what} {name!r}: {type(error).__name__}: {error}; expected module:name, "
+            f"cannot import the {what} {name!r}: {type(error).__name__}: {error}; expected module:{kind}, "
             "with the module installed or in a folder on PYTHONPATH"
         ) from error
     if not callable(found):

@@ -270,3 +270,23 @@ def test_several_validation_loaders_are_refused(lightning, training, search, loa
     strategy.measure = DiscretizationGap(evaluator, 2, "val_loss", [loader(1), loader(1)])
     with pytest.raises(InputError, match="measured on one validation loader, the evaluator has 2; give one, or set"):
         search(choices(), evaluator, strategy)
+
+
+def test_of_several_inputs_as_many_are_kept_as_are_chosen(lightning, training, search, tmp_path):
+    class Inputs(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(4))
+            self.choice = InputChoice(4, n_chosen=2, label="inputs")
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(self.choice([part(x) for part in self.parts]).relu().mean((2, 3)))
+
+    strategy, _ = measured(
+        Inputs(), lightning(training()), search, tmp_path / "h.jsonl", strategy="darts", arc_learning_rate=0.5
+    )
+    ((alpha, value),) = strategy.oneshot_module.rounded_alphas()
+    chosen = sorted(alpha.topk(2).indices.tolist())
+    assert value.softmax(0).tolist() == [0.5 if i in chosen else 0.0 for i in range(4)]
+    assert sorted(strategy.oneshot_module.export()["inputs"]) == chosen

@@ -95,7 +95,18 @@ def test_the_space_is_held_against_the_command():
         check_command("nni-fairdarts trial --config digits.yaml", EXAMPLES, {"sed": SPACE["seed"]})
 
 
-@pytest.mark.parametrize("command", ["python trial.py --config x", "cd x && nni-fairdarts trial --config nowhere.yaml"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python trial.py --config x",
+        "cd x && nni-fairdarts trial --config nowhere.yaml",
+        "nni-fairdarts trial --config nowhere.yaml 2>&1",
+        "nni-fairdarts trial --config nowhere.yaml >log.txt",
+        "nni-fairdarts trial --config digits.yaml; echo done",
+        "nni-fairdarts trial --config $CONFIG",
+        "nni-fairdarts trial --config ~/digits.yaml",
+    ],
+)
 def test_other_commands_are_the_users_own_affair(command):
     assert trial_config(command, EXAMPLES) is None
     check_command(command, EXAMPLES, {"anything": SPACE["seed"]})

@@ -69,6 +69,17 @@ def test_a_space_that_fits():
     check_search_space(RunConfig(), GOOD)
 
 
+def test_values_are_tried_beside_the_others():
+    profiled = {"penalty.profiler": {"_type": "choice", "_value": ["flops", "params"]}}
+    baseline = {"penalty.baseline": {"_type": "choice", "_value": [1e6]}}
+    check_search_space(RunConfig(), {**profiled, **baseline})
+    with pytest.raises(InputError, match="penalty.profiler: 'flops' does not fit: .*baseline must be more than 0"):
+        check_search_space(RunConfig(), profiled)
+    nested = {"_name": "darts", **profiled, **baseline}  # a penalty is fairdarts' own
+    with pytest.raises(InputError, match="does not fit.*none with darts"):
+        check_search_space(RunConfig(), {"strategy": {"_type": "choice", "_value": [{"_name": "fairdarts"}, nested]}})
+
+
 @pytest.mark.parametrize(
     ("entry", "texts"),
     [
@@ -83,6 +94,9 @@ def test_a_space_that_fits():
             ["the search space's epoch: 0", "did you mean epochs?"],
         ),
         ({"strategy": {"_type": "choice", "_value": [{"name": "darts"}]}}, ["needs a _name"]),
+        ({"seed": {"_type": "chioce", "_value": [1]}}, ["space's seed has the _type 'chioce'; NNI knows choice"]),
+        ({"seed": {"_type": "randint", "_value": [5]}}, ["seed: randint takes 2 numbers as _value, got [5]"]),
+        ({"threshold": {"_type": "loguniform", "_value": [0, 1]}}, ["loguniform begins above 0, got [0, 1]"]),
     ],
 )  # fmt: skip
 def test_a_space_that_does_not_fit_is_refused(entry, texts):

@@ -78,6 +78,12 @@ def evaluator(stage, config):
     return Lightning(Training(), trainer, DataLoader(train, 40), DataLoader(test, 60))
 
 
+def seldom(stage, config):
+    made = evaluator(stage, config)
+    made.trainer.check_val_every_n_epoch = 2
+    return made
+
+
 def nothing(stage, config):
     return None
 
@@ -119,7 +125,7 @@ def test_a_run_of_the_users_own_space_and_evaluator(strategy, theirs, tmp_path, 
     assert main(["run", "--config", theirs(search=search, space=space)]) == 0, capsys.readouterr().err
     import theirs as module
 
-    assert module.CALLS == [("search", 5), ("retrain", 5)]
+    assert module.CALLS == [("retrain", 5), ("search", 5), ("retrain", 5)]  # the first to see whether it works
     run = tmp_path / "runs" / "search"
     sample = json.loads((run / "sample.json").read_text())
     assert sample.keys() == {"left", "right"}
@@ -169,11 +175,13 @@ def test_it_can_be_retrained_again(theirs, tmp_path, capsys):
         ({"evaluator": "theirs"}, "run.evaluator must be module:function, or unset, got 'theirs'"),
         ({"evaluator": "theirs:nobody"}, "cannot import the evaluator 'theirs:nobody': AttributeError"),
         ({"evaluator": "theirs:nothing"}, "theirs:nothing must return NNI's Lightning evaluator"),
+        ({"metric": "score"}, "run.metric must be a name that begins with val_, as logged in validation, got 'score'"),
+        ({"evaluator": "theirs:seldom"}, "its trainer has check_val_every_n_epoch=2; leave it at 1"),
         ({"metric": "val_acc"}, "metric is 'val_acc', which the evaluator's validation_step does not log; it logs: "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(changes, text, theirs, tmp_path, capsys):
     assert main(["run", "--config", theirs(**changes)]) == 2
     assert text in capsys.readouterr().err
-    if "metric" not in changes:  # that is known once it is logged
+    if changes.get("metric") != "val_acc":  # that is known once it is logged
         assert not (tmp_path / "runs").exists()

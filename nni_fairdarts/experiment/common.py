@@ -74,6 +74,15 @@ def checkpoints_in(folder: Path) -> ModelCheckpoint:
     )
 
 
+def is_readable(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there, whole, and plain data, as Lightning's are."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for a broken file
+        return False
+    return True
+
+
 def logger_in(folder: Path, logs: Path | None) -> TensorBoardLogger:
     """Writes TensorBoard's events into ``folder/tensorboard`` or, where that is given, into ``logs``."""
     if logs is None:

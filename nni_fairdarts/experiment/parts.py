@@ -78,6 +78,11 @@ def users_evaluator(config: RunConfig, stage: str) -> Lightning:
             f"{config.evaluator} must return NNI's Lightning evaluator (nni.nas.evaluator.pytorch), got "
             f"{type(evaluator).__name__} for the stage {stage!r}"
         )
+    if evaluator.trainer.check_val_every_n_epoch != 1:
+        raise InputError(
+            f"{config.evaluator}: its trainer has check_val_every_n_epoch="
+            f"{evaluator.trainer.check_val_every_n_epoch}; leave it at 1, for every epoch is recorded with its metric"
+        )
     if evaluator.datamodule is None and (evaluator.train_dataloaders is None or evaluator.val_dataloaders is None):
         raise InputError(f"{config.evaluator} must give train_dataloaders and val_dataloaders for the stage {stage!r}")
     return evaluator

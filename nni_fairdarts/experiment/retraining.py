@@ -25,13 +25,15 @@ from nni_fairdarts.experiment.common import (
 from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, users_evaluator
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.guests import validation_batches
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
 
 
 def check_retraining(config: RunConfig):
-    """(images, their loaders), both None for an evaluator of the user's. Raises InputError where something is amiss."""
+    """(images, their loaders), or (None, the user's evaluator). Raises InputError where something is amiss."""
     if config.evaluator is not None:
-        return None, None
+        prepare(config)
+        return None, users_evaluator(config, "retrain")
     images = load_images(config)
     return images, retrain_loaders(config, images)
 
@@ -59,7 +61,7 @@ def retrain(
     in the same folder, to go on from. Raises InputError, before anything is trained
     or written, for data, sizes and folders that do not fit.
     """
-    images, loaders = check_retraining(config)
+    images, loaders_or_evaluator = check_retraining(config)
     began = time.perf_counter()
     prepare(config)
     network = _network(config, architecture, images)
@@ -72,13 +74,16 @@ def retrain(
     else:
         kept = {"nni_sample": dict(architecture)}
         run_folder.write_json(folder / "sample.json", dict(architecture))
-    evaluator = _evaluator(config, images, loaders, folder, logs)
+    evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
     if checkpoint is not None:
         evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
     evaluator.evaluate(network)
+    metrics = evaluator.trainer.callback_metrics
+    if checkpoint is not None and config.metric not in metrics:  # it was stopped behind its last epoch
+        evaluator.trainer.validate(evaluator.module, validation_batches(evaluator), verbose=False)
+        metrics = evaluator.trainer.callback_metrics
     network.cpu()
     torch.save(network.state_dict(), folder / "network.pt")
-    metrics = evaluator.trainer.callback_metrics
     if config.metric not in metrics:
         raise InputError(
             f"metric is {config.metric!r}, which the evaluator does not log; it logs: {', '.join(metrics)}"
@@ -133,9 +138,9 @@ def _network(config: RunConfig, architecture: Genotype | Mapping, images: datase
     )
 
 
-def _evaluator(config: RunConfig, images, loaders, folder: Path, logs: Path | None) -> Lightning:
-    if config.evaluator is not None:
-        evaluator = users_evaluator(config, "retrain")
+def _evaluator(config: RunConfig, images, loaders_or_evaluator, folder: Path, logs: Path | None) -> Lightning:
+    if images is None:
+        evaluator = loaders_or_evaluator
         evaluator.trainer.callbacks.append(checkpoints_in(folder))
         evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
         return evaluator
@@ -151,4 +156,5 @@ def _evaluator(config: RunConfig, images, loaders, folder: Path, logs: Path | No
         learning_rate_decay=settings.learning_rate_decay,
     )
     trainer = trainer_of(config, folder, settings.epochs, logs, gradient_clip_val=settings.gradient_clip_val or None)
-    return Lightning(training, trainer, train_dataloaders=loaders[0], val_dataloaders=loaders[1])
+    train_loader, test_loader = loaders_or_evaluator
+    return Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)

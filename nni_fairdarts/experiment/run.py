@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import RunConfig
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.experiment.common import is_readable
 from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, retrain
 from nni_fairdarts.experiment.searching import Listener, resume, search
-from nni_fairdarts.folder import read_json, resumable
+from nni_fairdarts.folder import read_json, resumable, run_of
 from nni_fairdarts.genotype import Genotype
 
 
@@ -22,7 +25,11 @@ def run(config: RunConfig, listener: Listener | None = None, logs: Path | None =
 
 
 def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
-    """``run``, from where an earlier one of the same configuration and folder was stopped."""
+    """``run``, from where an earlier one in the same folder was stopped.
+
+    Raises InputError where that had other settings.
+    """
+    _check_same(config)
     finished, retraining = config.folder / "result.json", config.folder / "retrain"
     if finished.is_file():
         searched = read_json(finished)
@@ -34,10 +41,23 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
     if (retraining / "result.json").is_file():
         return searched, read_json(retraining / "result.json")
     checkpoint = retraining / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
+    if not is_readable(checkpoint):
         shutil.rmtree(retraining, ignore_errors=True)
         checkpoint = None
     return searched, _retrained(config, logs, checkpoint)
+
+
+def _check_same(config: RunConfig) -> None:
+    """Raise InputError, naming what differs, where the run's folder holds one with other settings."""
+    if not (config.folder / "config.yaml").is_file():
+        return
+    begun, now = (as_fields(each) for each in (run_of(config.folder), config))
+    differing = [f"{name} ({begun[name]!r}, now {now[name]!r})" for name in now if begun[name] != now[name]]
+    if differing:
+        raise InputError(
+            f"the run in {config.folder} was begun with other settings: {', '.join(differing)}; set them back to go on "
+            "with it, or remove the folder to begin anew"
+        )
 
 
 def _retrained(config: RunConfig, logs: Path | None, checkpoint: Path | None = None) -> dict:

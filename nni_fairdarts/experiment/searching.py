@@ -29,6 +29,7 @@ from nni_fairdarts.experiment.common import (
 from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.history import read_history
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
 
@@ -145,11 +146,13 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
 def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
     prepare(config)
     settings, began = config.search, time.perf_counter()
+    history = folder / "history.jsonl"
+    earlier = sum(record["seconds"] for record in read_history(history)) if checkpoint is not None else 0.0
     space = make_space(config, parts.images)
     evaluator, validation = _evaluator(config, parts, folder, checkpoint, logs)
     strategy = build(settings, config.metric, _penalty(settings.penalty, space, parts.images))
     strategy.validation_dataloaders = validation
-    strategy.history = folder / "history.jsonl"
+    strategy.history = history
     strategy.listener = listener
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
@@ -170,7 +173,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
         "skip_connections": skip_connections(parts.space, sample),
         "nni_sample": sample,
         "epochs": last["epoch"] + 1,
-        "seconds": time.perf_counter() - began,
+        "seconds": earlier + time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }

@@ -10,7 +10,7 @@ from nni.runtime.trial_command_channel.base import TrialCommandChannel
 
 from nni_fairdarts.arguments import changed
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.errors import InputError
+from nni_fairdarts.errors import InputError, NonFiniteLoss
 from nni_fairdarts.experiment.run import go_on
 from nni_fairdarts.folder import read_json, write_json
 from nni_fairdarts.genotype import Genotype
@@ -26,7 +26,7 @@ def epoch_metrics(record: dict, metric: str = "val_acc") -> dict[str, float]:
     of decided gates, the number of open ones, and skip connections of each kind of cell, or of all choices of layers
     together. What the strategy does not have is left out.
     """
-    numbers = {"default": record[metric]}
+    numbers = {"default": record.get(metric)}
     numbers |= {key: value for key, value in record.items() if key.endswith("_loss") or key.startswith("val_")}
     for key in ("expected_cost", "discretization_gap", "decided_gates", "open_gates"):
         numbers[key] = record.get(key)
@@ -67,7 +67,9 @@ def final_metrics(config: RunConfig, searched: dict, retrained: dict, parameters
         "hyperparameters": _compact(parameters),
         "parameter_id": parameter_id,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    if not math.isfinite(found["default"]):
+        raise NonFiniteLoss(f"the retrained network's {config.metric} is {found['default']}; there is no final result")
+    return {k: v for k, v in found.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
 
 
 def _compact(values: dict) -> str:
@@ -120,7 +122,7 @@ class Reports:
 
     def epoch(self, epoch: int, numbers: dict[str, float]) -> None:
         """An epoch's intermediate result, once, with the keys of the first one: NNI's UI knows and needs just these."""
-        if epoch < self._epochs:
+        if epoch < self._epochs or "default" not in numbers:  # without it NNI's UI breaks
             return
         self._last = {key: numbers.get(key, self._last[key]) for key in self._last} or numbers
         self._epochs = epoch + 1

@@ -10,7 +10,8 @@ from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.parameters import check_search_space
 
-SHELL = {"&&", "||", "|", ";", "&", ">", "2>", "<"}
+SHELL = set(";&|<>()$`*?{}")
+"""With any of these the shell makes another command of it than its words say."""
 
 
 def check_command(command: str, folder: Path, search_space: dict) -> None:
@@ -27,11 +28,13 @@ def check_command(command: str, folder: Path, search_space: dict) -> None:
 def trial_config(command: str, folder: Path) -> RunConfig | None:
     """The configuration in ``… nni-fairdarts trial --config FILE …``; None for another command."""
     try:
-        words = shlex.split(command)
+        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        words = list(lexer)
     except ValueError as error:
         raise InputError(f"trialCommand {command!r} is no command: {error}") from error
     ours = any(Path(word).name in ("nni-fairdarts", "nni_fairdarts") for word in words)
-    if not ours or "trial" not in words or SHELL & set(words):
+    if not ours or "trial" not in words or any(SHELL & set(word) or word.startswith("~") for word in words):
         return None
     arguments, parser = words[words.index("trial") + 1 :], run_parser()
     for i, word in enumerate(arguments):

@@ -20,9 +20,14 @@ const RETRY = 1000; // milliseconds between two tries to place a waiting trial
 // "localhost", so an address that does not include it is joined by the loopback.
 function bindListeners() {
     const listen = net.Server.prototype.listen;
-    net.Server.prototype.listen = function (port, ...rest) {
-        if (typeof port !== 'number' || typeof rest[0] === 'string') {
-            return listen.call(this, port, ...rest);
+    net.Server.prototype.listen = function (where, ...rest) {
+        const port = typeof where === 'object' ? where?.port : where;
+        const isPort = port !== '' && Number.isInteger(Number(port ?? NaN));
+        if (!isPort || typeof rest[0] === 'string' || (typeof where === 'object' && where.host)) {
+            return listen.call(this, where, ...rest);
+        }
+        if (typeof where === 'object') {
+            return listen.call(this, { ...where, host: HOST }, ...rest);
         }
         if (!['127.0.0.1', '0.0.0.0', '::'].includes(HOST)) {
             this.once('listening', () => {
@@ -41,10 +46,10 @@ function bindListeners() {
 // say nothing. With the loopback alone, a name other than localhost is a site's that was pointed at this machine.
 function refuseForeignPages() {
     const { emit } = http.Server.prototype;
-    const isForeign = ({ origin, host = '' }) => {
+    const isForeign = ({ origin, host = '', 'sec-fetch-site': from = 'none' }) => {
         const name = host.replace(/:\d+$/, '');
-        const isOurs = HOST !== '127.0.0.1' || name === '' || name === 'localhost' || net.isIP(name.replace(/[[\]]/g, ''));
-        return !isOurs || (origin !== undefined && origin.replace(/^\w+:\/\//, '') !== host);
+        const isOurs = !['127.0.0.1', '::1'].includes(HOST) || name === '' || name === 'localhost' || net.isIP(name.replace(/[[\]]/g, ''));
+        return !isOurs || from === 'cross-site' || (origin !== undefined && origin.replace(/^\w+:\/\//, '') !== host);
     };
     http.Server.prototype.emit = function (event, request, answer, ...rest) {
         if (!['request', 'upgrade'].includes(event) || !isForeign(request.headers)) {

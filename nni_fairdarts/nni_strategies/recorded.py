@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from torch import Tensor, nn
 
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.guests import search_data, wrap_transfers
+from nni_fairdarts.guests import ForwardedHooks, search_data, wrap_transfers
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet.gated import DECIDED
 
 
-class RecordsNNI(RecordsEpochs):
+class RecordsNNI(RecordsEpochs, ForwardedHooks):
     """What NNI's one-shot modules lack of ``FairDartsModule``: a validation, records, α in an order.
 
     Strategies that sample a network for each step (proxyless, enas, random) sample one for each validation batch too.
@@ -49,19 +49,6 @@ class RecordsNNI(RecordsEpochs):
     def validation_step(self, *args, **kwargs):
         self.resample()
         return self.training_module.validation_step(*args, **kwargs)
-
-    def on_validation_epoch_start(self):
-        return self.training_module.on_validation_epoch_start()
-
-    def on_validation_epoch_end(self):
-        super().on_validation_epoch_end()
-        return self.training_module.on_validation_epoch_end()
-
-    def on_validation_batch_start(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_start(*args, **kwargs)
-
-    def on_validation_batch_end(self, *args, **kwargs):
-        return self.training_module.on_validation_batch_end(*args, **kwargs)
 
     def on_train_epoch_end(self):
         result = super().on_train_epoch_end()
@@ -118,9 +105,10 @@ class RecordsNNI(RecordsEpochs):
         return skips
 
     def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        for names, alpha in self._alphas().values():
+        chosen = {m.label: m.n_chosen or 1 for m in self.supernet_modules() if isinstance(m, InputChoice)}
+        for label, (names, alpha) in self._alphas().items():
             rounded = torch.full_like(alpha, -DECIDED)
-            rounded[alpha[: len(names)].argmax()] = DECIDED
+            rounded[alpha[: len(names)].topk(chosen.get(label, 1)).indices] = DECIDED
             yield alpha, rounded
 
     def _alphas(self) -> dict[str, tuple[list, nn.Parameter]]:
