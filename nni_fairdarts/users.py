@@ -21,5 +21,5 @@ def imported(name: str, what: str) -> Callable:
             "with the module installed or in a folder on PYTHONPATH"
         ) from error
     if not callable(found):
-        raise InputError(f"the {what} {name!r} must be a function or a class, got {type(found).__name__}")
+        raise InputError(f"the {what} {name!r} must be a {kind.lower()}, got {type(found).__name__}")
     return found

@@ -466,3 +466,39 @@ def test_every_recipe_is_read(name, capsys):
         assert printed["search"].pop("arc_learning_rate") == 3e-3 == FairDARTS().arc_learning_rate
         for section in ("space", "search", "retrain"):
             assert printed[section] == defaults[section]
+
+
+# -- going on with a whole run, as a trial of NNI's does ------------------------------------------------------------
+
+
+def test_going_on_with_a_run_that_was_stopped_anywhere(finished, tmp_path, monkeypatch):
+    from nni_fairdarts import InputError, experiment
+    from nni_fairdarts.arguments import changed
+    from nni_fairdarts.folder import run_of
+
+    monkeypatch.chdir(tmp_path)
+    expected = json.loads((finished / "retrain" / "result.json").read_text())
+
+    def stopped(name, *missing):
+        """A copy of the run without what a kill would have left unwritten, and its configuration."""
+        shutil.copytree(finished, tmp_path / name)
+        for path in missing:
+            (tmp_path / name / path).unlink()
+        return changed(run_of(tmp_path / name), {"runs": str(tmp_path), "name": name})
+
+    _, retrained = experiment.go_on(stopped("whole"))
+    assert retrained == expected  # nothing was left to do
+    _, retrained = experiment.go_on(stopped("behind-the-last-epoch", "retrain/result.json"))
+    assert retrained["test_accuracy"] == expected["test_accuracy"]
+    assert retrained["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+    config = stopped("damaged", "retrain/result.json")
+    (config.folder / "retrain" / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+    _, retrained = experiment.go_on(config)  # the retraining begins anew, with the run's seed
+    assert retrained["test_accuracy"] == expected["test_accuracy"]
+    _, retrained = experiment.go_on(stopped("searched", "retrain/result.json", "retrain/checkpoints/last.ckpt"))
+    assert retrained["test_accuracy"] == expected["test_accuracy"]
+    config = changed(stopped("edited", "retrain/result.json"), {"seed": 77, "search.strategy": "darts"})
+    with pytest.raises(InputError) as error:
+        experiment.go_on(config)
+    for text in ("begun with other settings", "seed (2, now 77)", "search.strategy ('fairdarts', now 'darts')"):
+        assert text in str(error.value)

@@ -223,6 +223,8 @@ def test_tensorboard_listens_there_too_and_finds_what_trials_write(experiment):
         ({"Origin": "http://localhost:{port}", "Host": "localhost:{port}"}, True),
         ({"Host": "localhost:9999"}, True),  # through a tunnel
         ({"Origin": "https://example.org"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True),
         ({"Origin": "null"}, False),
         ({"Origin": "http://example.org:{port}", "Host": "example.org:{port}"}, False),
     ],

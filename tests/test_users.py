@@ -164,7 +164,7 @@ def test_it_can_be_retrained_again(theirs, tmp_path, capsys):
     [
         ({"space": "theirs:Spaces"}, "cannot import the model space 'theirs:Spaces': AttributeError"),
         ({"space": "nowhere:Space"}, "cannot import the model space 'nowhere:Space': ModuleNotFoundError"),
-        ({"space": "theirs:CALLS"}, "the model space 'theirs:CALLS' must be a function or a class, got list"),
+        ({"space": "theirs:CALLS"}, "the model space 'theirs:CALLS' must be a class, got list"),
         ({"space": "theirs:no_space"}, "theirs:no_space must make a model space of NNI's, got int"),
         (
             {"space": {"name": "theirs:Space", "arguments": {"depth": 3}}},

@@ -1,5 +1,6 @@
 """The retraining of a derived network from scratch, through NNI's evaluator."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,13 +76,8 @@ def retrain(
         kept = {"nni_sample": dict(architecture)}
         run_folder.write_json(folder / "sample.json", dict(architecture))
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
-    if checkpoint is not None:
-        evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
-    evaluator.evaluate(network)
+    epochs = _train(evaluator, network, checkpoint)
     metrics = evaluator.trainer.callback_metrics
-    if checkpoint is not None and config.metric not in metrics:  # it was stopped behind its last epoch
-        evaluator.trainer.validate(evaluator.module, validation_batches(evaluator), verbose=False)
-        metrics = evaluator.trainer.callback_metrics
     network.cpu()
     torch.save(network.state_dict(), folder / "network.pt")
     if config.metric not in metrics:
@@ -99,13 +95,30 @@ def retrain(
         "parameters": count_parameters(network),
         "multiply_adds": multiply_adds,
         **kept,
-        "epochs": evaluator.trainer.current_epoch,
+        "epochs": epochs,
         "seconds": time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }
     run_folder.write_json(folder / "result.json", result)
     return result
+
+
+def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> int:
+    """Train from the beginning or from a checkpoint, and return the number of epochs.
+
+    Behind the last epoch there is nothing to train: the metrics are taken again.
+    """
+    if checkpoint is not None:
+        epochs = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+        if epochs >= (evaluator.trainer.max_epochs or math.inf):
+            evaluator.module.set_model(network)
+            batches = validation_batches(evaluator)
+            evaluator.trainer.validate(evaluator.module, batches, ckpt_path=str(checkpoint), verbose=False)
+            return epochs
+        evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
+    evaluator.evaluate(network)
+    return evaluator.trainer.current_epoch
 
 
 def architecture_of(folder: Path) -> Genotype | dict:

@@ -46,10 +46,11 @@ function bindListeners() {
 // say nothing. With the loopback alone, a name other than localhost is a site's that was pointed at this machine.
 function refuseForeignPages() {
     const { emit } = http.Server.prototype;
-    const isForeign = ({ origin, host = '', 'sec-fetch-site': from = 'none' }) => {
+    const isForeign = ({ origin, host = '', 'sec-fetch-site': site, 'sec-fetch-mode': mode }) => {
         const name = host.replace(/:\d+$/, '');
         const isOurs = !['127.0.0.1', '::1'].includes(HOST) || name === '' || name === 'localhost' || net.isIP(name.replace(/[[\]]/g, ''));
-        return !isOurs || from === 'cross-site' || (origin !== undefined && origin.replace(/^\w+:\/\//, '') !== host);
+        const isFetched = site === 'cross-site' && mode !== 'navigate'; // a link is followed, nothing else
+        return !isOurs || isFetched || (origin !== undefined && origin.replace(/^\w+:\/\//, '') !== host);
     };
     http.Server.prototype.emit = function (event, request, answer, ...rest) {
         if (!['request', 'upgrade'].includes(event) || !isForeign(request.headers)) {
