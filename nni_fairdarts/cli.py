@@ -189,6 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(str(error))
     except (NonFiniteLoss, ManagerError) as error:
         return _complain(str(error), 1)
+    except BrokenPipeError:  # of "… | head": nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         return _complain(_stopped(command, values, config), 130)
     return 0

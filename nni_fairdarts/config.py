@@ -291,6 +291,9 @@ class RunConfig:
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
         _check("run", bool(plain), "name", repr(self.name), "a folder's name without slashes")
+        cells = self.search.strategy == "proxyless" and self.space.name == "darts"
+        other = "another strategy, or a space of LayerChoice such as nni_fairdarts.spaces:S2; NNI's cannot search cells"
+        _check("search", not cells, "strategy", "proxyless for the space darts", other)
         logged = self.metric.startswith("val_")
         _check("run", logged, "metric", repr(self.metric), "a name that begins with val_, as logged in validation")
         named = self.evaluator is None or ":" in self.evaluator

@@ -124,8 +124,9 @@ def _values(name: str, entry) -> list:
         raise InputError(f"the search space's {name}: {kind} takes {RANGES[kind]} numbers as _value, got {given!r}")
     if kind == "randint":
         return [given[0], given[1] - 1]
+    within = [] if kind.startswith("q") else [given[0] + (given[1] - given[0]) * 0.4142]  # no whole number
     if kind.startswith("log") or "loguniform" in kind:
         if kind.endswith("uniform") and given[0] <= 0:
             raise InputError(f"the search space's {name}: {kind} begins above 0, got {given!r}")
-        return given[:2] if kind.endswith("uniform") else [math.exp(given[0])]
-    return given[:2] if kind.endswith("uniform") else [given[0]]
+        return [*given[:2], *within] if kind.endswith("uniform") else [math.exp(given[0])]
+    return [*given[:2], *within] if kind.endswith("uniform") else [given[0]]

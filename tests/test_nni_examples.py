@@ -81,6 +81,8 @@ SPACE = {"seed": {"_type": "choice", "_value": [0]}}
         ("python -m nni_fairdarts trial --config digits.yaml --search.epoch 3", ["did you mean search.epochs?"]),
         ("nni-fairdarts trial --config=digits.yaml --search.threshold 2", ["search.threshold must be in (0, 1)"]),
         ("nni-fairdarts trial --config 'digits.yaml", ["is no command: No closing quotation"]),
+        ("nni-fairdarts run --config digits.yaml", ["is no trial", "write nni-fairdarts trial --config FILE"]),
+        ("nni-fairdarts trail --config digits.yaml", ["is no trial"]),
     ],
 )
 def test_a_command_that_could_not_run_is_refused(command, texts):
@@ -88,6 +90,18 @@ def test_a_command_that_could_not_run_is_refused(command, texts):
         check_command(command, EXAMPLES, SPACE)
     for text in texts:
         assert text in str(error.value)
+
+
+def test_strategies_that_could_not_run_are_refused(monkeypatch):
+    command = "nni-fairdarts trial --config digits.yaml"
+    with pytest.raises(InputError, match="'proxyless' does not fit: .*NNI's cannot search cells"):
+        check_command(command, EXAMPLES, {"strategy": {"_type": "choice", "_value": ["darts", "proxyless"]}})
+    monkeypatch.setattr("nni_fairdarts.manager.commands.find_spec", lambda name: None)
+    for value in ("enas", {"_name": "enas"}):
+        with pytest.raises(InputError, match="the strategy enas needs tianshou"):
+            check_command(command, EXAMPLES, {"strategy": {"_type": "choice", "_value": ["darts", value]}})
+    with pytest.raises(InputError, match="searchSpace is empty"):
+        check_command(command, EXAMPLES, {})
 
 
 def test_the_space_is_held_against_the_command():

@@ -147,6 +147,15 @@ def test_gates_of_a_softmax_are_its_shares(lightning, search, training, choices,
     assert record["skip_connections"] == {"first": int(alphas["first"].argmax() == 2), "second": 0}
 
 
+def test_a_run_is_not_on_nnis_list_of_experiments(tmp_path):
+    from nni.tools.nnictl.config_utils import Experiments
+
+    before = set(Experiments().get_all_experiments())
+    experiment.search(tiny(tmp_path, **{"search.epochs": 1, "search.gap_batches": 0}))
+    assert set(Experiments().get_all_experiments()) == before
+    assert (tmp_path / "search" / "nni").is_dir()
+
+
 def test_sampled_networks_are_validated_one_each_batch(lightning, search, loader, training, choices):
     """The mean over batches of networks drawn anew, as Lightning means it."""
     drawn = []
@@ -250,8 +259,11 @@ def test_settings_reach_them():
 
 
 def test_what_nni_cannot_search_is_refused_before_training(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="search.strategy must be another strategy, or a space of LayerChoice"):
+        tiny(tmp_path, **{"search.strategy": "proxyless"})
+    cells = {"space.name": "nni_fairdarts.spaces:DARTS", "space.arguments": {"width": 2, "num_cells": 3}}
     with pytest.raises(InputError, match="NNI's Proxyless cannot search cells .* nni_fairdarts.spaces:S2"):
-        experiment.search(tiny(tmp_path, **{"search.strategy": "proxyless"}))
+        experiment.search(tiny(tmp_path, **{"search.strategy": "proxyless", **cells}))
     monkeypatch.setitem(__import__("sys").modules, "tianshou", None)
     with pytest.raises(InputError, match="NNI's ENAS needs tianshou"):
         experiment.search(tiny(tmp_path, **{"search.strategy": "enas"}))

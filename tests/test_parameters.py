@@ -94,6 +94,7 @@ def test_values_are_tried_beside_the_others():
             ["the search space's epoch: 0", "did you mean epochs?"],
         ),
         ({"strategy": {"_type": "choice", "_value": [{"name": "darts"}]}}, ["needs a _name"]),
+        ({"seed": {"_type": "uniform", "_value": [0, 3]}}, ["space's seed: 1.24", "Expected a int"]),
         ({"seed": {"_type": "chioce", "_value": [1]}}, ["space's seed has the _type 'chioce'; NNI knows choice"]),
         ({"seed": {"_type": "randint", "_value": [5]}}, ["seed: randint takes 2 numbers as _value, got [5]"]),
         ({"threshold": {"_type": "loguniform", "_value": [0, 1]}}, ["loguniform begins above 0, got [0, 1]"]),

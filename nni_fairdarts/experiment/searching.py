@@ -73,6 +73,19 @@ def resume(folder: Path, listener: Listener | None = None, logs: Path | None = N
     return _search(config, check_search(config), folder, checkpoint, listener, logs)
 
 
+class Search(NasExperiment):
+    """NNI's experiment of one search, inside a run's folder: it is not put on NNI's list of a user's experiments.
+
+    There it would stand without a name, a port or a manager, one entry for every trial.
+    """
+
+    def _start_without_nni_manager(self):
+        pass
+
+    def _stop_without_nni_manager(self):
+        pass
+
+
 @dataclass(frozen=True)
 class SearchParts:
     """What a search is made of: images and their loaders, or an evaluator of the user's; a space to look at."""
@@ -156,7 +169,8 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     strategy.listener = listener
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
-    experiment = NasExperiment(space, evaluator, strategy)
+    experiment = Search(space, evaluator, strategy)
+    experiment.config.experiment_working_directory = folder / "nni"
     try:
         experiment.run()
         (model,) = experiment.export_top_models()

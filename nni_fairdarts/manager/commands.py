@@ -1,6 +1,7 @@
 """The command of an experiment's trials: what it runs is read, and the search space held against it."""
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from jsonargparse import ArgumentError
@@ -21,8 +22,21 @@ def check_command(command: str, folder: Path, search_space: dict) -> None:
     run, the experiment's trialCodeDirectory.
     """
     config = trial_config(command, folder)
-    if config is not None:
-        check_search_space(config, search_space)
+    if config is None:
+        return
+    if not search_space:
+        raise InputError("searchSpace is empty, so there is nothing to run; name what varies, if only the seed")
+    check_search_space(config, search_space)
+    if "enas" in (config.search.strategy, *strategies(search_space)) and find_spec("tianshou") is None:
+        raise InputError(
+            "the strategy enas needs tianshou: pip install 'nni-fairdarts[enas]'; or take it out of the search space"
+        )
+
+
+def strategies(search_space: dict) -> list[str]:
+    """The strategies that a search space names."""
+    values = search_space.get("strategy", search_space.get("search.strategy", {})).get("_value", [])
+    return [value["_name"] if isinstance(value, dict) else value for value in values]
 
 
 def trial_config(command: str, folder: Path) -> RunConfig | None:
@@ -34,8 +48,13 @@ def trial_config(command: str, folder: Path) -> RunConfig | None:
     except ValueError as error:
         raise InputError(f"trialCommand {command!r} is no command: {error}") from error
     ours = any(Path(word).name in ("nni-fairdarts", "nni_fairdarts") for word in words)
-    if not ours or "trial" not in words or any(SHELL & set(word) or word.startswith("~") for word in words):
+    if not ours or any(SHELL & set(word) or word.startswith("~") for word in words):
         return None
+    if "trial" not in words:
+        raise InputError(
+            f"trialCommand {command!r} is no trial: it would neither ask for its parameters nor report; write "
+            "nni-fairdarts trial --config FILE"
+        )
     arguments, parser = words[words.index("trial") + 1 :], run_parser()
     for i, word in enumerate(arguments):
         if word == "--config" and i + 1 < len(arguments):

@@ -1,6 +1,7 @@
 """The environment in which NNI's manager is to be started: bound to one address, and repaired."""
 
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -34,6 +35,7 @@ def guard(host: str = LOOPBACK) -> None:
             "at it from another machine, the default and an ssh tunnel do: ssh -L 8080:127.0.0.1:8080 THIS_MACHINE",
             stacklevel=2,
         )
+    logging.getLogger("nni.experiment").addFilter(_no_urls)
     os.environ["NNI_FAIRDARTS_HOST"] = host
     os.environ["NODE_OPTIONS"] = _with_preload(os.environ.get("NODE_OPTIONS", ""))
     os.environ["PATH"] = _first(str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
@@ -65,6 +67,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _no_urls(record: logging.LogRecord) -> bool:
+    """Keeps back NNI's line of URLs: it names every address of the machine, bound or not."""
+    return not record.getMessage().startswith("Web portal URLs")
 
 
 def _with_preload(options: str) -> str:

@@ -1,7 +1,6 @@
 """Start NNI's manager from a configuration: bound to one address, repaired, its inputs checked first."""
 
 import json
-import logging
 import signal
 import sqlite3
 import subprocess
@@ -99,6 +98,8 @@ def _until_done(experiment) -> None:
     _stop(experiment)
     others = ", ".join(f"{n} {status.lower().replace('_', ' ')}" for status, n in counts.items())
     print(f"done: {others or 'no trials'}", flush=True)
+    if not counts.get("SUCCEEDED"):
+        raise ManagerError(f"no trial succeeded; nni-fairdarts results {experiment.id} says more")
 
 
 def _watch(experiment) -> dict[str, int]:
@@ -255,17 +256,11 @@ def _logs(experiment) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep NNI's log lines off the screen: ours say it shorter, and its list of URLs names addresses not bound."""
+    """Keep NNI's log lines off the screen: ours say it shorter."""
     import nni.runtime.log
 
-    def no_urls(record) -> bool:
-        return not record.getMessage().startswith("Web portal URLs")
-
-    logger = logging.getLogger("nni.experiment")
     nni.silence_stdout()
-    logger.addFilter(no_urls)
     try:
         yield
     finally:
-        logger.removeFilter(no_urls)
         nni.runtime.log.start_stdout_logging()

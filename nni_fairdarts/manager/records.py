@@ -117,6 +117,8 @@ def _trial(id: str, folder: Path, events: list, metrics: list, sets: list[_Param
     ours = result is not None and "strategy" in result
     if result is None and status == "succeeded":
         remarks.append("ended without an error, but reported no result")
+    if result is None and status == "failed" and not remarks:
+        remarks.extend(_last_words(folder, id))
     if result is not None and status not in ("succeeded", "running"):
         remarks.append(f"{status} after its result was complete; the result counts")
 
@@ -201,6 +203,20 @@ def _received(parameter_id: int | None, metrics: list, sets: list[_ParameterSet]
     before = [s for s in same if s.time <= reported]
     chosen = before[-1:] or same[:1]
     return chosen[0].parameters if chosen else None
+
+
+def _last_words(folder: Path, id: str) -> list[str]:
+    """The last line that a trial has written of what went wrong, and where; nothing of a trial on another machine."""
+    for path in folder.glob(f"environments/*/trials/{id}"):
+        for name in ("trial.stderr", "trial.log"):
+            try:
+                text = (path / name).read_bytes()[-4096:].decode("utf-8", "replace")
+            except OSError:
+                continue
+            if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+                return [f"{lines[-1][:300]} ({path / name})"]
+        return [f"it has said nothing; its folder is {path}"]
+    return []
 
 
 def _own_files(folder: Path, id: str) -> tuple[dict[str, dict], list[str]]:
