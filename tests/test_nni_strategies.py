@@ -186,7 +186,7 @@ def test_proxyless_derives_the_strongest_path(tmp_path):
 
 @pytest.mark.parametrize("space", [{}, S2_SPACE], ids=["cells", "layers"])
 def test_enas(space, tmp_path):
-    """Only where tianshou is installed: pip install 'nni-fairdarts[enas]'."""
+    """Only where tianshou is installed: pip install '.[enas]'."""
     pytest.importorskip("tianshou")
     results = []
     for name in ("a", "b"):

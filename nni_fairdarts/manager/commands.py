@@ -29,7 +29,7 @@ def check_command(command: str, folder: Path, search_space: dict) -> None:
     check_search_space(config, search_space)
     if "enas" in (config.search.strategy, *strategies(search_space)) and find_spec("tianshou") is None:
         raise InputError(
-            "the strategy enas needs tianshou: pip install 'nni-fairdarts[enas]'; or take it out of the search space"
+            "the strategy enas needs tianshou: pip install 'tianshou>=0.5,<0.6' gym; or take it out of the search space"
         )
 
 
