@@ -64,7 +64,7 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
             import tianshou  # noqa: F401
         except ImportError as error:
             raise InputError(
-                f"NNI's ENAS needs tianshou ({error}); run: pip install 'tianshou>=0.5,<0.6' gym, or take another strategy"
+                f"NNI's ENAS needs tianshou ({error}): pip install 'tianshou>=0.5,<0.6' gym; or take another strategy"
             ) from error
     if name != "fairdarts" and not any(isinstance(m, MutableModule) and m.mutables for m in space.modules()):
         raise InputError("nothing to search: the space has no choice; give it a LayerChoice, or use a hub space")
