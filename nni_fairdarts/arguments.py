@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -50,9 +51,15 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(f"cannot read a configuration from {path}: {explain(error, parser)}") from error
 
 
+@cache
+def _parser() -> ArgumentParser:
+    """One for every configuration that is read from values: it takes long to make."""
+    return run_parser()
+
+
 def changed(config: RunConfig, values: dict) -> RunConfig:
     """``config`` with other values, {"search.epochs": 3}, checked as a file's are. Raises InputError."""
-    parser, nested = run_parser(), asdict(config)
+    parser, nested = _parser(), asdict(config)
     for name, value in values.items():
         *sections, field = name.split(".")
         section = nested
@@ -79,7 +86,7 @@ def as_fields(config: RunConfig) -> dict:
 
 def known_fields() -> list[str]:
     """Every field of a configuration by its dotted name."""
-    return [key for key in run_parser().get_defaults().as_flat().__dict__ if key != "config"]
+    return [key for key in _parser().get_defaults().as_flat().__dict__ if key != "config"]
 
 
 def explain(error: Exception, parser: ArgumentParser) -> str:

@@ -495,8 +495,6 @@ def test_going_on_with_a_run_that_was_stopped_anywhere(finished, tmp_path, monke
     (config.folder / "retrain" / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
     _, retrained = experiment.go_on(config)  # the retraining begins anew, with the run's seed
     assert retrained["test_accuracy"] == expected["test_accuracy"]
-    _, retrained = experiment.go_on(stopped("searched", "retrain/result.json", "retrain/checkpoints/last.ckpt"))
-    assert retrained["test_accuracy"] == expected["test_accuracy"]
     config = changed(stopped("edited", "retrain/result.json"), {"seed": 77, "search.strategy": "darts"})
     with pytest.raises(InputError) as error:
         experiment.go_on(config)

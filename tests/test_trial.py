@@ -182,7 +182,7 @@ def swapped(tmp_path_factory):
     """Eight trials, two at a time, in NNI's own manager; the first asks for its parameters after the second."""
     folder = tmp_path_factory.mktemp("swapped")
     space = {"retrain.width": choice(*range(2, 18, 2)), "seed": choice(0)}
-    late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 15; fi; exec nni-fairdarts trial --config run.yaml'
+    late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 12; fi; exec nni-fairdarts trial --config run.yaml'
     run = {"search": {**RUN["search"], "epochs": 1, "gap_batches": 0}}
     config = write(folder, space, run, maxTrialNumber=8, trialCommand=late)
     port = free_port(18600)
@@ -213,11 +213,14 @@ def test_swapped_every_row_is_true(swapped):
 # -- killed, stopped, resumed ------------------------------------------------------------------------------------------
 
 
+EPOCHS = 9
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """Three trials of many epochs: one killed, two stopped with their experiment and resumed with it."""
     folder = tmp_path_factory.mktemp("interrupted")
-    run = {"search": {**RUN["search"], "epochs": 12}, "retrain": {**RUN["retrain"], "epochs": 2}}
+    run = {"search": {**RUN["search"], "epochs": EPOCHS}, "retrain": {**RUN["retrain"], "epochs": 2}}
     config = write(folder, {"seed": choice(0, 1, 2)}, run, maxTrialNumber=3, trialConcurrency=3)
     port = free_port(18640)
     told = {}
@@ -265,13 +268,14 @@ def test_resumed_trials_go_on_with_what_they_had(interrupted):
     for id in told["trials"][1:]:
         run = experiment.output(id) / "run"
         records = read_history(run / "history.jsonl")
-        assert [record["epoch"] for record in records] == list(range(12))
-        assert 2 <= told["epochs"][id] < 12, "the experiment was to be stopped in the middle"
+        assert [record["epoch"] for record in records] == list(range(EPOCHS))
+        assert 2 <= told["epochs"][id] < EPOCHS, "the experiment was to be stopped in the middle"
         log = (experiment.output(id) / "trial.log").read_text()
-        for epoch in range(1, 13):
-            assert log.count(f"epoch {epoch}/12 ") == 1
+        counts = [log.count(f"epoch {epoch}/{EPOCHS} ") for epoch in range(1, EPOCHS + 1)]
+        assert min(counts) == 1
+        assert sum(counts) <= EPOCHS + 1  # one may have been stopped between its record and its checkpoint
         told_ = experiment.metrics("PERIODICAL")[id]
-        assert len(told_) == 12
+        assert len(told_) == EPOCHS
         assert all(list(numbers) == list(told_[0]) for numbers in told_)
         final = experiment.metrics("FINAL")[id]
         assert final[-1] == json.loads((experiment.output(id) / "result.json").read_text())
