@@ -76,9 +76,7 @@ def summary(searched: dict | None = None, retrained: dict | None = None) -> str:
     if searched:
         lines.append(f"supernet accuracy   {searched['supernet_accuracy']:.2%} (validation)")
     if searched and "discretization_gap" in searched:
-        lines.append(
-            f"discretisation gap  {searched['discretization_gap']:.2%} (supernet less supernet at rounded gates)"
-        )
+        lines.append(f"discretisation gap  {searched['discretization_gap']:.2%} (lost when gates are rounded)")
     if retrained:
         size = f"{retrained['parameters']:,} parameters, {retrained['multiply_adds']:,} multiply-adds"
         lines.append(f"derived accuracy    {retrained['test_accuracy']:.2%} (test), {size}")
