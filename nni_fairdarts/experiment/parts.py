@@ -10,11 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.datasets import ImageData
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import size_of, transferred, validation_batches
 from nni_fairdarts.spaces import DARTS
 from nni_fairdarts.users import imported
-
-STAGES = ("search", "retrain")
 
 
 def make_space(config: RunConfig, images: ImageData | None) -> ModelSpace:
@@ -71,7 +70,7 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
 
 
 def users_evaluator(config: RunConfig, stage: str) -> Lightning:
-    """What the user's function makes for a stage of STAGES. Raises InputError where it is no evaluator of NNI's."""
+    """What the user's function makes for the stage "search" or "retrain". Raises InputError for no evaluator of NNI's."""
     evaluator = imported(config.evaluator, "evaluator")(stage, config)
     if not isinstance(evaluator, Lightning):
         raise InputError(
@@ -94,12 +93,7 @@ def users_evaluator(config: RunConfig, stage: str) -> Lightning:
 def skip_connections(space: ModelSpace, sample: dict) -> dict[str, int]:
     """How many skip connections a sample keeps: of each kind of cell, or of all choices of layers together."""
     if isinstance(space, NDS):
-        kinds = {"normal": 0, "reduce": 0}
-        for key, value in sample.items():
-            kind, _, slot = key.partition("/")
-            if kind in kinds and slot.startswith("op_"):
-                kinds[kind] += value == "skip_connect"
-        return kinds
+        return Genotype.from_sample(sample, nodes=space.num_nodes_per_cell).skip_connections()
     choices = {module.label: module for module in space.modules() if isinstance(module, LayerChoice)}
     return {"layers": sum(_is_skip(choice, sample.get(label)) for label, choice in choices.items())}
 

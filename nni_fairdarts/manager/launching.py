@@ -21,9 +21,7 @@ IDLE = 5  # looks without a trial after which a tuner that has no more trials is
 STOP = 120  # seconds; NNI gives its own parts 60
 
 
-def launch(
-    config: Path, port: int = 8080, host: str = environment.LOOPBACK, wait: bool = False, debug: bool = False
-) -> str:
+def launch(config: Path, port: int = 8080, host: str = environment.LOOPBACK, wait: bool = False) -> str:
     """Start the experiment that ``config`` describes in NNI's own format, and return its id.
 
     The manager goes on when this process ends; with ``wait`` this returns when the experiment is done, the manager
@@ -35,7 +33,7 @@ def launch(
     space = experiment_config.canonical_copy().search_space
     for service in checks.services(experiment_config):
         check_command(service.trial_command, Path(service.trial_code_directory), space)
-    return _start("create", _experiment(experiment_config), port, host, wait, debug)
+    return _start("create", _experiment(experiment_config), port, host, wait)
 
 
 def resume(experiment: str, port: int = 8080, host: str = environment.LOOPBACK, wait: bool = False) -> str:
@@ -48,7 +46,7 @@ def view(experiment: str, port: int = 8080, host: str = environment.LOOPBACK) ->
     return _start("view", _stopped(experiment), port, host)
 
 
-def _start(action: str, experiment, port: int, host: str, wait: bool = False, debug: bool = False) -> str:
+def _start(action: str, experiment, port: int, host: str, wait: bool = False) -> str:
     from nni.experiment import RunMode
 
     host = environment.address(host)
@@ -59,7 +57,7 @@ def _start(action: str, experiment, port: int, host: str, wait: bool = False, de
     environment.guard(host)
     experiment._action = action
     with _quiet(), _killed_on_failure(experiment):
-        experiment.start(port, debug, RunMode.Detach)
+        experiment.start(port, run_mode=RunMode.Detach)
         print(_announcement(experiment, host, action, wait), flush=True)
         if wait:
             _until_done(experiment)
