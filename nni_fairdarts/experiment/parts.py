@@ -70,7 +70,7 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
 
 
 def users_evaluator(config: RunConfig, stage: str) -> Lightning:
-    """What the user's function makes for the stage "search" or "retrain". Raises InputError where it is none of NNI's."""
+    """What the user's function makes for "search" or "retrain". Raises InputError where it is no evaluator of NNI's."""
     evaluator = imported(config.evaluator, "evaluator")(stage, config)
     if not isinstance(evaluator, Lightning):
         raise InputError(
