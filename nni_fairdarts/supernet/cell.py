@@ -1,15 +1,39 @@
 """The gated counterpart of NNI's ``Cell``."""
 
+from collections.abc import Iterable
+
 import torch
 from nni.nas.nn.pytorch import Cell
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
-from torch import nn
+from torch import Tensor, nn
 
 from nni_fairdarts.discretize import keep
 from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, Choice, GatedModule, SupernetOptions, shared_alpha
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
+from nni_fairdarts.supernet.recompute import run
+
+
+class Edges(nn.ModuleList):
+    """The candidates on every edge of a cell, {operation: module} each."""
+
+    def __init__(self, edges: Iterable[nn.ModuleDict] = (), recompute: bool = False):
+        super().__init__(edges)
+        self.recompute = recompute
+
+    def forward(self, states: list[Tensor], gates: Tensor) -> list[Tensor]:
+        """``states`` with those of all nodes behind them; gates (edges, operations)."""
+        states = list(states)
+        gates = iter(gates.flatten().unbind())  # scalars in (0, 1)
+        edges = iter(self)
+        left = len(self)
+        while left:
+            outputs = (run(op, x, recompute=self.recompute) for x in states for op in next(edges).values())
+            terms = [next(gates) * output for output in outputs]
+            left -= len(states)
+            states.append(sum(terms[1:], terms[0]))
+        return states
 
 
 class GatedCell(GatedModule):
@@ -33,7 +57,8 @@ class GatedCell(GatedModule):
         self.postprocessor = cell.postprocessor
         self.alpha = alpha
         self.operations = tuple(cell.op_candidates_factory)
-        self.edges = nn.ModuleList(self._candidates(cell, node, source) for node, source in self.edge_indices())
+        candidates = (self._candidates(cell, node, source) for node, source in self.edge_indices())
+        self.edges = Edges(candidates, recompute=options.recompute)
         if options.candidate_norm == "paper" and isinstance(self.preprocessor, nn.Module):
             drop_scales(self.preprocessor)
         for mutable in cell.simplify().values():  # the space keeps its labels, for strategies that come after
@@ -81,11 +106,7 @@ class GatedCell(GatedModule):
         """Inputs: ``num_predecessors`` tensors, or one list of them; returns what the postprocessor returns."""
         inputs = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(inputs))
-        gates = iter(self.gates().flatten().unbind())  # (edges * operations) scalars in (0, 1)
-        edges = iter(self.edges)
-        for _ in range(self.num_nodes):
-            terms = [next(gates) * self.run(op, state) for state in states for op in next(edges).values()]
-            states.append(sum(terms[1:], terms[0]))
+        states = self.edges(states, self.gates())
         output = torch.cat(states[self.num_predecessors :], self.concat_dim)
         return self.postprocessor(output, inputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.supernet.recompute import recomputed
+from nni_fairdarts.supernet.recompute import run
 
 OPTIONS_KEY = "fairdarts"
 """Under this key of NNI's ``mutate_kwargs`` the strategy hands its options to the hooks."""
@@ -106,9 +106,7 @@ class GatedModule(BaseSuperNetModule):
 
     def run(self, candidate: nn.Module, *args, **kwargs):
         """What ``candidate`` makes of the arguments, computed again in the backward pass if the options say so."""
-        if self.options.recompute:
-            return recomputed(candidate, *args, **kwargs)
-        return candidate(*args, **kwargs)
+        return run(candidate, *args, recompute=self.options.recompute, **kwargs)
 
     def kept(self) -> list[int]:
         """Candidates, of a module with one gate each, whose gates reach the threshold, in their order.

@@ -24,6 +24,7 @@ class GatedLayer(LayerChoice, GatedModule):
         self.operations = tuple(str(name) for name in self.gated_names)
         self.zeros = [name for name in self.names if name not in self.gated_names]
         self.options = options
+        self.together = None  # what computes all candidates at once, see ``nni_fairdarts.supernet.fused``
 
     @classmethod
     def mutate(cls, module, name, memo, mutate_kwargs):
@@ -49,6 +50,8 @@ class GatedLayer(LayerChoice, GatedModule):
 
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
+        if self.together is not None and not kwargs and len(args) == 1 and self.together.takes(args[0]):
+            return self.together(args[0], self.gates())
         outputs = [self.run(self[name], *args, **kwargs) for name in self.gated_names]
         return gated_sum(self.label, outputs, self.gates())
 
@@ -84,7 +87,7 @@ class GatedLayer(LayerChoice, GatedModule):
 
 def is_taken(name: str) -> bool:
     """Whether a candidate, which is an attribute of its choice, would hide one that a module here needs."""
-    own = ("alpha", "gated_names", "operations", "options", "zeros")
+    own = ("alpha", "gated_names", "operations", "options", "together", "zeros")
     return name in own or (hasattr(GatedLayer, name) or hasattr(nn.ModuleDict, name)) and not hasattr(LayerChoice, name)
 
 

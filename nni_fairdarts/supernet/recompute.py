@@ -40,6 +40,11 @@ def recomputed(module: nn.Module, *args, **kwargs):
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
 
 
+def run(module: nn.Module, *args, recompute: bool, **kwargs):
+    """``module(*args, **kwargs)``, ``recomputed`` if so asked."""
+    return recomputed(module, *args, **kwargs) if recompute else module(*args, **kwargs)
+
+
 Buffers = dict[tuple[nn.Module, str], Tensor]
 """Buffers by the module that holds them and their name there."""
 

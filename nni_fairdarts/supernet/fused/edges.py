@@ -1,0 +1,127 @@
+"""The edges of a cell, fused: the candidates on all edges that leave a state are computed together."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from nni_fairdarts.supernet.fused.plan import plan_of
+from nni_fairdarts.supernet.fused.sources import source_for
+from nni_fairdarts.supernet.fused.stacked import StackedNorm, parts, stack, stacked
+from nni_fairdarts.supernet.recompute import run
+
+
+class FusedEdges(nn.Module):
+    """In the place of a cell's list of edges: the same candidates, with those on the edges of one state in a stack.
+
+    ``forward`` does what the list's does; ``state_dict`` and ``load_state_dict`` have the list's names and tensors, so
+    that each loads the other's; ``self[k]`` is a copy of the list's k-th entry. Candidates of a structure that
+    ``plan_of`` does not know stay as they are, one for each edge.
+    """
+
+    def __init__(self, edges: nn.ModuleList, indices: list[tuple[int, int]], recompute: bool):
+        super().__init__()
+        self.inputs = min(node for node, _ in indices)
+        self.places = _by_source(indices)
+        self.recompute = recompute
+        self.sources = nn.ModuleList(
+            nn.ModuleDict({name: _together([edges[k][name] for k in places]) for name in edges[places[0]]})
+            for places in self.places
+        )
+        self.plans = [[plan_of(module) for module in source.values()] for source in self.sources]
+        self._norms = [module for module in self.modules() if isinstance(module, StackedNorm)]
+        self._skeleton = (copy.deepcopy(edges).to("meta"),)  # in a tuple: none of its weights are this module's
+        self.register_state_dict_post_hook(_plain_names)
+        self.register_load_state_dict_pre_hook(_stacked_names)
+
+    def forward(self, states: list[Tensor], gates: Tensor) -> list[Tensor]:
+        """``states`` with those of all nodes behind them; gates (edges, operations)."""
+        states, rows = list(states), gates.unbind()
+        terms: list[list[Tensor]] = [[] for _ in self.places[0]]  # of every node
+        for i, (source, plans, places) in enumerate(zip(self.sources, self.plans, self.places, strict=True)):
+            leaving = self._leaving(states[i], source, plans, torch.stack([rows[k] for k in places]))
+            first = max(i + 1, self.inputs)
+            for node, images in enumerate(leaving, first):
+                terms[node - self.inputs] += images
+            if i + 1 >= self.inputs:
+                states.append(sum(terms[i + 1 - self.inputs][1:], terms[i + 1 - self.inputs][0]))
+        return states
+
+    def _leaving(self, x: Tensor, source: nn.ModuleDict, plans: list, gates: Tensor) -> list[list[Tensor]]:
+        """What each edge adds to its node: images, and vectors for all pixels."""
+        leaving: list[list[Tensor]] = [[] for _ in gates]
+        known = [k for k, plan in enumerate(plans) if plan is not None]
+        if known:
+            kind = source_for(x, self._norms)
+            seen = gates if len(known) == len(plans) else torch.stack([gates[:, k] for k in known], 1)
+            seen = seen.to(x.dtype)
+            images, constants = kind(x, [plans[k] for k in known], seen, not self.recompute).run()
+            for e, image in enumerate(images):
+                leaving[e] += [image] if constants is None else [image, constants[e].view(-1, 1, 1)]
+        for k, candidates in enumerate(source.values()):
+            if plans[k] is None:
+                for e, candidate in enumerate(candidates):
+                    output = run(candidate, x, recompute=self.recompute)
+                    leaving[e].append(gates[e, k] * output)
+        return leaving
+
+    # -- the plain list -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return sum(map(len, self.places))
+
+    def __getitem__(self, k: int) -> nn.ModuleDict:
+        return self.plain()[k]
+
+    def plain(self) -> nn.ModuleList:
+        """The list of edges, with copies of the weights and statistics."""
+        like = next(self.parameters(), torch.empty(0))
+        edges = copy.deepcopy(self._skeleton[0]).to_empty(device=like.device).to(like.dtype)
+        edges.load_state_dict(self.state_dict())
+        return edges.train(self.training)
+
+    def names(self) -> dict[str, list[str]]:
+        """{name of a tensor here: its names in the plain list, edge by edge}."""
+        found = {}
+        for i, (source, plans, places) in enumerate(zip(self.sources, self.plans, self.places, strict=True)):
+            for (operation, module), plan in zip(source.items(), plans, strict=True):
+                for path in module.state_dict():
+                    own = f"sources.{i}.{operation}.{path}"
+                    if plan is None:
+                        e, _, inside = path.partition(".")
+                        found[own] = [f"{places[int(e)]}.{operation}.{inside}"]
+                    else:
+                        found[own] = [f"{k}.{operation}.{path}" for k in places]
+        return found
+
+
+def _by_source(indices: list[tuple[int, int]]) -> list[list[int]]:
+    """For every state that edges leave: their places in the list, in the order of their nodes."""
+    places: dict[int, list[int]] = {}
+    for k, (_, source) in enumerate(indices):
+        places.setdefault(source, []).append(k)
+    return [places[source] for source in sorted(places)]
+
+
+def _together(candidates: list[nn.Module]) -> nn.Module:
+    """The same candidate on several edges: a stack of them where their structure is known, else a list."""
+    alike = len({repr(candidate) for candidate in candidates}) == 1
+    return stacked(candidates) if alike and plan_of(candidates[0]) else nn.ModuleList(candidates)
+
+
+def _plain_names(module: FusedEdges, state: dict, prefix: str, local_metadata: dict) -> None:
+    """State-dict hook: the plain list's names and tensors in the place of the stacked ones, in the list's order."""
+    like, plain = module._skeleton[0].state_dict(), {}
+    for own, names in module.names().items():
+        plain.update(zip(names, parts(state.pop(prefix + own), like[names[0]], len(names)), strict=True))
+    for name in like:
+        state[prefix + name] = plain[name]
+
+
+def _stacked_names(module: FusedEdges, state: dict, prefix: str, *_) -> None:
+    """Hook before loading: the stacked tensors in the place of the plain list's, where all of these are there."""
+    own_tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    for own, names in module.names().items():
+        if all(prefix + name in state for name in names):
+            tensors = [state.pop(prefix + name) for name in names]
+            state[prefix + own] = stack(tensors, own_tensors[own])
