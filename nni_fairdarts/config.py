@@ -34,7 +34,8 @@ class DataConfig:
         flip: mirror half of the training images.
         search_classes: number of classes, drawn with the seed, that the search sees; unset for all.
         search_images_per_class: training images of each, drawn with the seed; unset for all.
-        workers: loader processes; 0 loads in the main process.
+        workers: processes that load ahead of the training; 0 loads in the main process, which is right for digits and
+            CIFAR on a CUDA device: they stay there, where they fit, and so are their batches built there.
     """
 
     name: str = "cifar10"

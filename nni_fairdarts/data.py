@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from nni.nas.evaluator.pytorch import DataLoader  # traced, so that NNI's evaluator does not warn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
-from nni_fairdarts.datasets import ImageData, Mapped
+from nni_fairdarts.datasets import Batches, ImageData, Mapped, as_built, held
 from nni_fairdarts.errors import InputError
 
 
@@ -108,13 +109,35 @@ def transforms(data: ImageData, augmentation: Augmentation | None) -> Callable:
     return v2.Compose([*AUGMENTATIONS[augmentation.kind](data, augmentation), *normalise, *cutout])
 
 
-def _loader(dataset: Dataset, transform: Callable, batch_size: int, workers: int, **options) -> DataLoader:
+def _batches(data: ImageData, part: Dataset, augmentation: Augmentation | None, device: str) -> Batches | None:
+    """`part` with what `transforms` does, by batch; None where its images must be read and augmented one by one."""
+    chosen = Augmentation(crop_padding=0, flip=False) if augmentation is None else augmentation
+    if data.as_stored or chosen.kind != "crop" or (found := held(part)) is None:
+        return None
+    images = found[0].images
+    if images.dtype != torch.uint8 or tuple(images.shape[2:]) != (data.image_size,) * 2:
+        return None
+    return Batches(found, data.mean, data.std, chosen.crop_padding, chosen.flip, chosen.cutout, device)
+
+
+def _loader(
+    data: ImageData,
+    batch_size: int,
+    workers: int,
+    device: str,
+    part: Dataset,
+    augmentation: Augmentation | None,
+    **options,
+) -> DataLoader:
+    transform = transforms(data, augmentation)
+    batches = _batches(data, part, augmentation, "cpu" if workers else device)  # forked workers cannot use CUDA
     return DataLoader(
-        Mapped(dataset, transform),
+        Mapped(part, transform) if batches is None else batches,
         batch_size=batch_size,
         num_workers=workers,
+        collate_fn=None if batches is None else as_built,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and (batches is None or batches.device.type == "cpu"),
         **options,
     )
 
@@ -129,12 +152,18 @@ def _check_loading(batch_size: int, workers: int, images: int, of: str):
 
 
 def search_loaders(
-    data: ImageData, batch_size: int, augmentation: Augmentation | None, workers: int = 0, train_portion: float = 0.5
+    data: ImageData,
+    batch_size: int,
+    augmentation: Augmentation | None,
+    workers: int = 0,
+    train_portion: float = 0.5,
+    device: str = "cpu",
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Loaders of a bilevel search: the weights' half, the alpha half, and the alpha half for validation.
 
     The first `train_portion`, in (0, 1), of the training set trains the weights and the rest alpha, both shuffled and
     augmented; validation is neither. Batches: float32 (B, C, H, W) and int64 (B,), the last one may be smaller.
+    With workers=0 those of images in memory (digits, CIFAR) are built on `device`, "cpu" or "cuda": the network's.
     Raises InputError for a portion outside (0, 1), and for a batch larger than the smaller half.
     The published split (arXiv 1911.12126); `ImageData.split_seed` permutes the set first.
     """
@@ -151,25 +180,20 @@ def search_loaders(
     if data.split_seed is not None:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(data.split_seed)).tolist()
     weights, alpha = Subset(data.train, order[:first]), Subset(data.train, order[first:])
-    augmented = transforms(data, augmentation)
-    return (
-        _loader(weights, augmented, batch_size, workers, shuffle=True),
-        _loader(alpha, augmented, batch_size, workers, shuffle=True),
-        _loader(alpha, transforms(data, None), batch_size, workers),
-    )
+    loader = partial(_loader, data, batch_size, workers, device)
+    return loader(weights, augmentation, shuffle=True), loader(alpha, augmentation, shuffle=True), loader(alpha, None)
 
 
 def retrain_loaders(
-    data: ImageData, batch_size: int, augmentation: Augmentation | None, workers: int = 0
+    data: ImageData, batch_size: int, augmentation: Augmentation | None, workers: int = 0, device: str = "cpu"
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of a retraining: the whole training set, shuffled and augmented, and the test set as it is.
 
-    Batches: float32 (B, C, H, W) and int64 (B,). Raises InputError for a batch larger than the training set.
+    Batches: float32 (B, C, H, W) and int64 (B,), built as those of `search_loaders`. Raises InputError for a batch
+    larger than the training set.
     """
     _check_loading(batch_size, workers, len(data.train), "the training set")
     # The auxiliary head has a batch norm over 1x1 maps, which cannot train on a last batch of one image.
     lone = batch_size > 1 and len(data.train) % batch_size == 1
-    return (
-        _loader(data.train, transforms(data, augmentation), batch_size, workers, shuffle=True, drop_last=lone),
-        _loader(data.test, transforms(data, None), batch_size, workers),
-    )
+    loader = partial(_loader, data, batch_size, workers, device)
+    return loader(data.train, augmentation, shuffle=True, drop_last=lone), loader(data.test, None)

@@ -1,7 +1,8 @@
-"""Data sets by name: scikit-learn's digits, CIFAR, image folders, and users' own; and what of them a search sees."""
+"""Data sets by name: digits, CIFAR, folders, and users' own; what of them a search sees; batches of those in memory."""
 
+from nni_fairdarts.datasets.batches import Batches, as_built, held
 from nni_fairdarts.datasets.images import ImageData, Mapped
 from nni_fairdarts.datasets.sources import load
 from nni_fairdarts.datasets.subset import search_subset
 
-__all__ = ["ImageData", "Mapped", "load", "search_subset"]
+__all__ = ["Batches", "ImageData", "Mapped", "as_built", "held", "load", "search_subset"]

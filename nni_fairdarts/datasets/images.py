@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -33,16 +34,31 @@ class ImageData:
 
 
 class Arrays(Dataset):
-    """Images (N, C, H, W) and labels (N,) held in memory."""
+    """Images (N, C, H, W) and labels (N,) held in memory, and on CUDA devices that ask for them (`on`)."""
 
     def __init__(self, images: Tensor, labels):
         self.images, self.labels = images, [int(label) for label in labels]
+        self._copies: dict[torch.device, Tensor | None] = {}
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, index):
         return self.images[index], self.labels[index]
+
+    def __getstate__(self):
+        return {**vars(self), "_copies": {}}  # another process makes its own
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """The images on a CUDA device, copied there when first asked for and kept; None where they do not fit.
+
+        They fit where they take no more than an eighth of the memory that is free then: the rest is the network's.
+        """
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if device not in self._copies:
+            free, _ = torch.cuda.mem_get_info(device)
+            self._copies[device] = self.images.to(device) if self.images.nbytes <= free / 8 else None
+        return self._copies[device]
 
 
 class Mapped(Dataset):

@@ -13,7 +13,7 @@ from nni_fairdarts.datasets.images import Arrays, ImageData, Mapped
 from nni_fairdarts.errors import InputError
 
 
-class _Chosen(Dataset):
+class Chosen(Dataset):
     """The images at `indices` of a data set, with labels of their own."""
 
     def __init__(self, dataset: Dataset, indices: list[int], labels: list[int]):
@@ -33,7 +33,7 @@ def labels_of(dataset: Dataset) -> list[int]:
 
 
 @labels_of.register(Arrays)
-@labels_of.register(_Chosen)
+@labels_of.register(Chosen)
 def _(dataset) -> list[int]:
     return dataset.labels
 
@@ -81,12 +81,12 @@ def search_subset(
     return replace(data, train=train, test=_of_classes(data.test, numbers), num_classes=number)
 
 
-def _of_classes(dataset: Dataset, numbers: dict[int, int]) -> _Chosen:
+def _of_classes(dataset: Dataset, numbers: dict[int, int]) -> Chosen:
     kept = [(index, numbers[label]) for index, label in enumerate(labels_of(dataset)) if label in numbers]
-    return _Chosen(dataset, [index for index, _ in kept], [label for _, label in kept])
+    return Chosen(dataset, [index for index, _ in kept], [label for _, label in kept])
 
 
-def _drawn(dataset: _Chosen, classes: int, images: int, name: str, generator: torch.Generator) -> _Chosen:
+def _drawn(dataset: Chosen, classes: int, images: int, name: str, generator: torch.Generator) -> Chosen:
     members = [[] for _ in range(classes)]
     for position, label in enumerate(dataset.labels):
         members[label].append(position)
@@ -100,4 +100,4 @@ def _drawn(dataset: _Chosen, classes: int, images: int, name: str, generator: to
         positions[i] for positions in members for i in torch.randperm(len(positions), generator=generator)[:images]
     )
     kept = sorted(drawn)
-    return _Chosen(dataset.dataset, [dataset.indices[i] for i in kept], [dataset.labels[i] for i in kept])
+    return Chosen(dataset.dataset, [dataset.indices[i] for i in kept], [dataset.labels[i] for i in kept])

@@ -51,6 +51,11 @@ def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
     return data.Augmentation(config.data.crop_padding, config.data.flip, cutout, config.data.augmentation)
 
 
+def device_of(config: RunConfig) -> str:
+    """Where the configured trainer puts the network, as far as the loaders care: "cuda" or "cpu"."""
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:
     """The evaluator's module with the settings that searching and retraining share, and ``more``."""
     return ImageTraining(

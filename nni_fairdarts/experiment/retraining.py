@@ -16,6 +16,7 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
     checkpoints_in,
+    device_of,
     load_images,
     logger_in,
     prepare,
@@ -45,7 +46,7 @@ def retrain_loaders(config: RunConfig, images: datasets.ImageData):
     if settings.auxiliary_weight > 0 and config.space.name == "darts":
         check_auxiliary_head(images.image_size, config.space.dataset)
     augmentation = augmentation_of(config, settings.cutout)
-    return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers)
+    return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers, device_of(config))
 
 
 def retrain(

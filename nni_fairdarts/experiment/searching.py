@@ -19,6 +19,7 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
     checkpoints_in,
+    device_of,
     load_images,
     logger_in,
     prepare,
@@ -120,9 +121,13 @@ def search_images(config: RunConfig) -> datasets.ImageData:
 
 def search_loaders(config: RunConfig, images: datasets.ImageData):
     """Loaders of the weights' half, of α's, and of α's to validate on. Raises InputError where sizes do not fit."""
-    augmentation = augmentation_of(config, config.search.cutout)
     return data.search_loaders(
-        images, config.search.batch_size, augmentation, config.data.workers, config.search.train_portion
+        images,
+        config.search.batch_size,
+        augmentation_of(config, config.search.cutout),
+        config.data.workers,
+        config.search.train_portion,
+        device_of(config),
     )
 
 
