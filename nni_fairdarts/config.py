@@ -138,6 +138,7 @@ class SearchConfig:
         warmup_epochs: epochs at the start in which α rests.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
         recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
+        fused: compute together what candidates share; the same mathematics in less time and memory.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
         batches_per_update: of enas: sampled networks between two updates of its controller.
@@ -167,6 +168,7 @@ class SearchConfig:
     warmup_epochs: int = 0
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
+    fused: bool = True
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     batches_per_update: int = 20

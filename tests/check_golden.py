@@ -53,7 +53,13 @@ class Recorded(Dataset):
 
 
 def search_step(file, meta: dict) -> Deviations:
-    """Whole bilevel steps through NNI's DARTS space, evaluator and sequential engine."""
+    """Whole bilevel steps through NNI's DARTS space, evaluator and sequential engine, by both kinds of supernet."""
+    for kind, fused in (("fused", True), ("plain", False)):
+        for quantity, value in search_step_by(file, meta, fused):
+            yield f"{kind}: {quantity}", value
+
+
+def search_step_by(file, meta: dict, fused: bool) -> Deviations:
     from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.hub.pytorch import DARTS as HubDARTS
@@ -132,6 +138,7 @@ def search_step(file, meta: dict) -> Deviations:
         zero_one_loss=meta["zero_one_loss"],
         gradient_clip_val=meta["clip"],
         log_prob_every_n_step=0,
+        fused=fused,
     )
     strategy.initialize(RawFormatModelSpace.from_model(space, evaluator), SequentialExecutionEngine())
     supernet = strategy.supernet

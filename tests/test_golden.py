@@ -15,7 +15,7 @@ QUANTITIES = {
     "derived_a_c4_l5.npz": 1,
     "genotypes.json": 12,
     "parse.json": 24,
-    "search_step_c4_l3.npz": 19,
+    "search_step_c4_l3.npz": 38,
 }
 
 
@@ -84,7 +84,11 @@ def retell(content):
     [
         ("derived_a_c4_l5.npz", shift("logits"), ["logits"]),
         ("derived_a_c4_l5.npz", shift("x", 1e-3), ["logits"]),
-        ("search_step_c4_l3.npz", shift_step, ["step 1 weight_grad_norm", "after alphas"]),
+        (
+            "search_step_c4_l3.npz",
+            shift_step,
+            [f"{kind}: {name}" for kind in ("fused", "plain") for name in ("step 1 weight_grad_norm", "after alphas")],
+        ),
         ("derived.json", miscount, ["FairDARTS_a params"]),
         ("parse.json", swap_operation, ["case 0 threshold_sparse normal"]),
         ("parse.json", drop_edge, ["case 1 threshold_edge reduce"]),
@@ -139,7 +143,7 @@ def test_steps_of_other_sizes_are_met(tmp_path, sizes, data):
     meta = json.loads(str(np.load(GOLDEN / "search_step_c4_l3.npz")["meta"])) | {"batch": 3, **sizes}
     record_search_steps(tmp_path / "steps.npz", meta, **data)
     results = judge(tmp_path / "steps.npz")
-    assert len(results) == 8 * sizes["steps"] + 3
+    assert len(results) == 2 * (8 * sizes["steps"] + 3)
     assert [(quantity, value) for quantity, value in results if not value <= TOLERANCE] == []
 
 

@@ -17,6 +17,7 @@ LAYERS = {
     "gates": 1,
     "guests": 1,
     "history": 1,
+    "kernels": 1,
     "users": 1,
     "genotype": 2,
     "arguments": 2,

@@ -80,7 +80,9 @@ class Gated(Function):
             q = pointwise.transpose(1, 2) @ (dv.unsqueeze(2) * pointwise) * (2 / count)
             constant = -(mean @ q) - gamma.unsqueeze(1) @ a / count  # (E, 1, I)
             dd = _to_input(delta, a, edges, q, constant, shared=_shared(d, pointwise))
-            dx, dscale, dshift, dweight = front.backward(to_image(dd, size_of(d)), ctx.geometry, ctx.needs_input_grad[4])
+            dx, dscale, dshift, dweight = front.backward(
+                to_image(dd, size_of(d)), ctx.geometry, ctx.needs_input_grad[4]
+            )
         dtotal = delta if ctx.needs_input_grad[0] else None
         dgate, dbias = (ds * rstd if ctx.needs_input_grad[6] else None), (gamma if ctx.needs_input_grad[7] else None)
         return dtotal, dx, dscale, dshift, dweight, dpointwise, dgate, dbias, None, None, None, None

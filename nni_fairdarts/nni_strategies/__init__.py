@@ -25,6 +25,7 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "gradient_clip_val": settings.gradient_clip_val or None,
         "candidate_norm": settings.candidate_norm,
         "recompute": settings.recompute,
+        "fused": settings.fused,
         "penalty": penalty,
     }
 

@@ -107,12 +107,18 @@ class Source:
         if stage.filter is None:
             return Flow(self._convolved(stage, flow), stage.norm)
         y, *moments = Separable.apply(
-            *flow.front(stage.filter.weight), pointwise(stage.pointwise, self.edges), flow.eps, stage.geometry, self.keep
+            *flow.front(stage.filter.weight),
+            pointwise(stage.pointwise, self.edges),
+            flow.eps,
+            stage.geometry,
+            self.keep,
         )
         flow.note(*moments)
         return Flow(y, stage.norm)
 
-    def _add_gated(self, flow: Flow, weight: Tensor | None, mix: Tensor, geometry: Geometry, stage, gates: Tensor) -> None:
+    def _add_gated(
+        self, flow: Flow, weight: Tensor | None, mix: Tensor, geometry: Geometry, stage, gates: Tensor
+    ) -> None:
         """Add a last stage: its filter (weights or None), its pointwise convolution, its batch norm with the gates."""
         scale, shift = scaled(stage.norm, gates)
         self.total, constants, mean, variance, *moments, self.size = Gated.apply(
