@@ -319,12 +319,13 @@ def test_float32_loses_no_more_than_the_plain_supernet(norm):
             assert ours < max(2 * theirs, 3e-6), (change, deviations)
 
 
+@norms
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["autocast", "model"])
-def test_half_precision_is_close(how, dtype, training):
+def test_half_precision_is_close(how, dtype, training, norm):
     """To the float64 supernet, as close as the plain one is."""
-    plain, fused = pair(candidate_norm="space")
+    plain, fused = pair(lambda: few(nodes=3), candidate_norm=norm)
     exact = step(copy.deepcopy(plain).train(training), images())
     deviations = []
     for supernet in (plain.train(training), fused.train(training)):

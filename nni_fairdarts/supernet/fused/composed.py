@@ -44,7 +44,8 @@ class ComposedSource:
         for stage in chain.stages:
             y = self._reduced(stage) if isinstance(stage, Reduce) else self._convolved(stage, x)
             if stage is chain.stages[-1]:
-                scale, shift = (None if part is None else part.flatten() for part in scaled(stage.norm, gates))
+                like = stage.norm.running_mean  # also where y is in half precision
+                scale, shift = (None if p is None else p.flatten().to(like.dtype) for p in scaled(stage.norm, gates))
                 return normalized(stage.norm, y, scale, shift)
             x = normalized(stage.norm, y, stage.norm.weight, stage.norm.bias).relu()
         raise AssertionError("a chain has a last stage")
