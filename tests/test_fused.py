@@ -713,6 +713,20 @@ def test_less_is_kept_and_least_when_recomputing():
     assert kept["fused", True] < 0.8 * kept["fused", False], kept
 
 
+@pytest.mark.parametrize("make", [lambda: few(nodes=4), lambda: Hub(lambda: choice(PAPER))], ids=["cells", "layer"])
+def test_recomputing_in_half_precision_keeps_less_and_changes_no_bit(make):
+    kept, results = [], []
+    for recompute in (False, True):
+        _, fused = pair(make, recompute=recompute)
+        with torch.autocast("cpu", torch.bfloat16):
+            kept.append(kept_bytes(fused.float().train(), images(16, 16).float()))
+            output = fused(images(7, 6).float())
+            output.float().square().sum().backward()
+        results.append({"output": output.detach()} | gradients(fused) | fused.state_dict())
+    assert kept[1] < 0.7 * kept[0], kept
+    same(*results, rtol=0, atol=0)
+
+
 def test_losses_of_float32_reach_everything():
     """Every weight and every α of a fused supernet has a gradient that is not 0."""
     _, fused = pair()

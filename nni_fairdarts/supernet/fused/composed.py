@@ -7,28 +7,36 @@ from torch import Tensor
 
 from nni_fairdarts.kernels.rows import by_edge, size_of, to_image, to_rows
 from nni_fairdarts.supernet.fused.layers import convolved, normalized, scaled
-from nni_fairdarts.supernet.fused.plan import Chain, Free, Reduce, Stage
+from nni_fairdarts.supernet.fused.plan import Chain, Free, Reduce, Stage, norms_of
 from nni_fairdarts.supernet.fused.shared import Shared
+from nni_fairdarts.supernet.recompute import called_again
 
 
 class ComposedSource:
     """What ``Source`` is, with torch's own gradients and with batch norms that are in training or evaluation."""
 
-    def __init__(self, x: Tensor, plans, gates: Tensor, keep: bool = True):
+    def __init__(self, x: Tensor, plans, gates: Tensor, keep: bool):
+        self.x = x
         self.plans = plans
         self.gates = gates
         self.edges = len(gates)
-        self.shared = Shared(x, self.edges)
+        self.keep = keep
 
     def run(self) -> tuple[list[Tensor], None]:
         """For every edge an image (B, C, h, w); there is nothing to add."""
+        if self.keep or torch.compiler.is_compiling():  # a compiler decides itself what to keep
+            return self._images(self.x, self.gates), None
+        return called_again(self._images, norms_of(self.plans), self.x, self.gates), None
+
+    def _images(self, x: Tensor, all_gates: Tensor) -> list[Tensor]:
+        self.shared = Shared(x, self.edges)
         terms = []
         for k, plan in enumerate(self.plans):
-            gates = self.gates[:, k : k + 1]
+            gates = all_gates[:, k : k + 1]
             image = self._free(plan, gates) if isinstance(plan, Free) else self._chain(plan, gates)
             terms.append(by_edge(to_rows(image), self.edges))
         total = reduce(torch.add, terms)
-        return [to_image(rows, size_of(image)) for rows in total.unbind()], None
+        return [to_image(rows, size_of(image)) for rows in total.unbind()]
 
     def _free(self, plan: Free, gates: Tensor) -> Tensor:
         image = self.shared.x if plan.pooling is None else plan.pooling(self.shared.x)

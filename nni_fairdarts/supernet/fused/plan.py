@@ -1,6 +1,6 @@
 """What a candidate is made of, read from its modules: the structure that a fused supernet can share and fold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nni.nas.hub.pytorch.nasnet import FactorizedReduce
@@ -52,6 +52,12 @@ class Chain:
     """One ``Stage`` after another, or one ``Reduce``."""
 
     stages: tuple[Stage | Reduce, ...]
+
+
+def norms_of(plans: Iterable[Free | Chain]) -> list[Norm]:
+    """Their batch norms."""
+    parts = [part for plan in plans for part in (plan.stages if isinstance(plan, Chain) else [plan])]
+    return [part.norm for part in parts if part.norm is not None]
 
 
 def plan_of(candidate: nn.Module) -> Free | Chain | None:
