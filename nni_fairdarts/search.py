@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.discretize import decided_share, open_gates
-from nni_fairdarts.errors import InputError, require_finite
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, flat
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
@@ -141,7 +141,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             optimizer = self._arch_optimizer()
             optimizer.zero_grad()
             total = self.arch_loss(loss_of(self.training_module.training_step(batch, 2 * batch_idx)))
-            self._note("arch_loss", total, batch_idx)
+            self.note_loss("arch_loss", total, batch_idx)
             self.manual_backward(total)
             optimizer.step()
 
@@ -149,7 +149,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         with frozen(self._alphas):
             result = self.training_module.training_step(batch, 2 * batch_idx + 1)
             loss = loss_of(result)
-            self._note("train_loss", loss, batch_idx)
+            self.note_loss("train_loss", loss, batch_idx)
             self.advance_optimization(loss, batch_idx, self._clip_val())
         return result
 
@@ -161,8 +161,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         result = self.training_module.training_step(batch, batch_idx)
         loss = loss_of(result)
         total = self.arch_loss(loss)
-        self._note("train_loss", loss, batch_idx)
-        self._note("arch_loss", total, batch_idx)
+        self.note_loss("train_loss", loss, batch_idx)
+        self.note_loss("arch_loss", total, batch_idx)
         self.advance_optimization(total, batch_idx, self._clip_val())
         optimizer.step()
         return result
@@ -198,11 +198,6 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
         return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
-
-    def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
-        value = loss.detach()
-        require_finite(name, float(value), self.trainer, batch_idx)
-        self.note(name, value)
 
     # -- history ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ LAYERS = {
     "guests": 1,
     "history": 1,
     "users": 1,
+    "watch": 1,
     "genotype": 2,
     "arguments": 2,
     "datasets": 2,
