@@ -197,7 +197,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
         if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
-        return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
+        with torch.autocast(self.device.type, enabled=False):  # in α's own precision, whatever the network's
+            return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
 
     # -- history ----------------------------------------------------------------------------------------------------
 
