@@ -104,6 +104,29 @@ class RecordsEpochs(pl.LightningModule):
                 stacklevel=1,  # the caller is Lightning
             )
 
+    # -- gates to Lightning's loggers ---------------------------------------------------------------------------------
+
+    def log_probs(self, probs):
+        """NNI's, but without Lightning's checks where a step has logged the same before: they take longer than a step.
+
+        What loggers get, and when, is the same. The values stay on the host, where loggers read them one by one.
+        """
+        names = [f"prob/{label}/{name}" for label, shares in probs.items() for name in shares]
+        gates = [gate for shares in probs.values() for gate in shares.values()]
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # as Lightning has it
+        values = dict(zip(names, torch.tensor(gates, dtype=dtype).unbind(), strict=True))
+        if not self._log_again(values):
+            self.log_dict(values)
+
+    def _log_again(self, values: dict[str, Tensor]) -> bool:
+        """Give Lightning new values of what ``training_step`` has logged before; False where it has not."""
+        results = self.trainer._results
+        if self._current_fx_name != "training_step" or not all(f"training_step.{name}" in results for name in values):
+            return False
+        for name, value in values.items():
+            results.update_metrics(f"training_step.{name}", value, 1)
+        return True
+
     # -- record ------------------------------------------------------------------------------------------------------
 
     def note_loss(self, name: str, loss: Tensor, batch_idx: int) -> None:
