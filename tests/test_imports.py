@@ -19,6 +19,7 @@ LAYERS = {
     "history": 1,
     "users": 1,
     "watch": 1,
+    "graphs": 1,
     "genotype": 2,
     "arguments": 2,
     "datasets": 2,
