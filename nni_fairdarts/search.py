@@ -1,15 +1,16 @@
 """The bilevel step of a search, its validation and its history."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.discretize import decided_share, open_gates
-from nni_fairdarts.errors import InputError, require_finite
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
@@ -56,6 +57,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         warmup_epochs: int,
         history: Path | None,
         penalty: ResourcePenalty | None = None,
+        cuda_graphs: bool = False,
     ):
         super().__init__(
             training_module,
@@ -72,6 +74,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.single_level = single_level
         self.history = history
         self.penalty = penalty
+        self.cuda_graphs = cuda_graphs
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,14 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._choices = self.choices()
         if self.penalty is not None:
             self.penalty.cost(self.weights())  # raises for a profiler of another space
+        if self.cuda_graphs:
+            check_graphable(self.training_module, self.trainer, self.device)
+        self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
         return super().on_fit_start()
+
+    def teardown(self, stage: str | None = None):
+        self._graphed = nullcontext  # frees the graphs' memory
+        return super().teardown(stage)
 
     def training_step(self, batch, batch_idx):
         warm = self.trainer.current_epoch >= self.warmup_epochs
@@ -140,16 +150,19 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         with frozen(self._weights):
             optimizer = self._arch_optimizer()
             optimizer.zero_grad()
-            total = self.arch_loss(loss_of(self.training_module.training_step(batch, 2 * batch_idx)))
-            self._note("arch_loss", total, batch_idx)
+            with self._graphed():
+                result = self.training_module.training_step(batch, 2 * batch_idx)
+            total = self.arch_loss(loss_of(result))
+            self.note_loss("arch_loss", total, batch_idx)
             self.manual_backward(total)
             optimizer.step()
 
     def _weight_step(self, batch, batch_idx: int):
         with frozen(self._alphas):
-            result = self.training_module.training_step(batch, 2 * batch_idx + 1)
+            with self._graphed():
+                result = self.training_module.training_step(batch, 2 * batch_idx + 1)
             loss = loss_of(result)
-            self._note("train_loss", loss, batch_idx)
+            self.note_loss("train_loss", loss, batch_idx)
             self.advance_optimization(loss, batch_idx, self._clip_val())
         return result
 
@@ -158,11 +171,12 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             return self._weight_step(batch, batch_idx)
         optimizer = self._arch_optimizer()
         optimizer.zero_grad()
-        result = self.training_module.training_step(batch, batch_idx)
+        with self._graphed():
+            result = self.training_module.training_step(batch, batch_idx)
         loss = loss_of(result)
         total = self.arch_loss(loss)
-        self._note("train_loss", loss, batch_idx)
-        self._note("arch_loss", total, batch_idx)
+        self.note_loss("train_loss", loss, batch_idx)
+        self.note_loss("arch_loss", total, batch_idx)
         self.advance_optimization(total, batch_idx, self._clip_val())
         optimizer.step()
         return result
@@ -197,12 +211,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
         if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
-        return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
-
-    def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
-        value = loss.detach()
-        require_finite(name, float(value), self.trainer, batch_idx)
-        self.note(name, value)
+        with torch.autocast(self.device.type, enabled=False):  # in α's own precision, whatever the network's
+            return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
 
     # -- history ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ LAYERS = {
     "history": 1,
     "kernels": 1,
     "users": 1,
+    "watch": 1,
+    "graphs": 1,
     "genotype": 2,
     "arguments": 2,
     "datasets": 2,
