@@ -37,7 +37,7 @@ def draw(result: dict, quantity: str, base: Size, path: Path) -> None:
     panels = {axis: rows for axis, rows in panels.items() if len({row[axis] for row in rows}) > 1}
     if not panels:
         raise ValueError(
-            f"no size in the result differs from {base} in one thing alone; measure a sweep, or name --base"
+            f"the result has no two sizes that are {base} but for one thing; measure a sweep or name --base"
         )
     label, value = QUANTITIES[quantity]
     columns = min(2, len(panels))

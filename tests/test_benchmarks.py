@@ -244,6 +244,6 @@ def test_figures_are_drawn_of_every_sweep(tiny, tmp_path):
         assert str(tmp_path / name) in done.stdout
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     alone = run("figures.py", tmp_path / "some.json", "--base", "16x5x8")
-    assert "no two sizes differ from 16x5x8 in one and the same thing alone" in alone.stderr
+    assert "the result has no two sizes that are 16x5x8 but for one thing" in alone.stderr
     lines = report.text(result).splitlines()
     assert sum("does not fit in 1.0 GiB" in line for line in lines) == len(LINES)
