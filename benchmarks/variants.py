@@ -123,8 +123,11 @@ def sizes_of(words: list[str]) -> list[Size]:
 
 
 def variants_of(words: list[str] | None, device: str) -> list[str]:
-    """Names of variants, NNI's first; None for all of the device. Raises ValueError for unknown ones."""
-    known = [name for name, variant in VARIANTS.items() if device == "cuda" or not variant.graph]
+    """Names of variants, NNI's first; None for all but, on a CPU, graphs and what takes hours to compile there.
+
+    Raises ValueError for unknown ones.
+    """
+    known = [name for name, variant in VARIANTS.items() if device == "cuda" or not (variant.graph or variant.compiled)]
     if words is None:
         return known
     for word in words:
