@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out and args.resume and args.out.with_suffix(".json").exists():
         result = json.loads(args.out.with_suffix(".json").read_text())
     done = {row["size"] for row in result["rows"]}
-    if "rates" not in result:
+    if not result.get("rates"):
         result["rates"] = rates_of(args) if "counts" in args.measures else {}
     for size in args.sizes:
         if str(size) in done:
