@@ -139,6 +139,10 @@ class SearchConfig:
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
         recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
         fused: compute together what candidates share; the same mathematics in less time and memory.
+        compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
+        cuda_graphs: of fairdarts: launch the supernet's passes as CUDA graphs; not yet run on a device.
+        precision: 32-true, or bf16-mixed: convolutions in bfloat16, which changes the numbers in their third digit;
+            weights, α, losses and optimizers stay in float32. For CUDA.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
         batches_per_update: of enas: sampled networks between two updates of its controller.
@@ -169,6 +173,9 @@ class SearchConfig:
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
     fused: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     batches_per_update: int = 20

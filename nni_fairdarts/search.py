@@ -15,6 +15,10 @@ from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, choices_of
+from nni_fairdarts.supernet.fused import check_norms, is_fused
+
+FUSED_KEY = "fairdarts_fused"
+"""Under this key a checkpoint has whether the supernet's cells were fused."""
 
 
 @contextmanager
@@ -114,6 +118,21 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             alphas, self.arc_learning_rate, betas=self.arc_betas, weight_decay=self.arc_weight_decay
         )
 
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint[FUSED_KEY] = is_fused(self)
+        return super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint):
+        was, fused = checkpoint.get(FUSED_KEY, False), is_fused(self)
+        if was != fused:
+            raise InputError(
+                f"the checkpoint is of a search with fused={was}, whose optimizer knows other tensors than one with "
+                f"fused={fused}; go on with FairDARTS(fused={was}) (search.fused in a run's config.yaml)"
+            )
+        return super().on_load_checkpoint(checkpoint)
+
     # -- training ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self):
@@ -123,6 +142,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._choices = self.choices()
         if self.penalty is not None:
             self.penalty.cost(self.weights())  # raises for a profiler of another space
+        check_norms(self.training_module.model)
         if self.cuda_graphs:
             check_graphable(self.training_module, self.trainer, self.device)
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext

@@ -28,6 +28,7 @@ from nni_fairdarts.supernet import (
     SupernetOptions,
     ValuePolicy,
     choices_of,
+    compile_cells,
     read_whole_cells,
     refuse,
     refuse_twins,
@@ -80,6 +81,11 @@ class FairDARTS(nni.nas.strategy.DARTS):
     fused
         Compute together what candidates share, with the gates folded into their last batch norms: the same mathematics
         in less time and memory. False computes every candidate on its own.
+    compile
+        Compile every cell by ``torch.compile``: True for its own backend, or a backend's name. For CUDA; on a CPU the
+        first steps take many minutes. The same mathematics, in another order of rounding.
+    cuda_graphs
+        Launch the supernet's passes as CUDA graphs, see ``nni_fairdarts.graphs``. Not yet run on a device.
     log_prob_every_n_step
         Steps between two records of every gate in Lightning's loggers; 0 for none.
     mutation_hooks
@@ -116,6 +122,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         reestimate_batches: int = 0,
         recompute: bool = False,
         fused: bool = True,
+        compile: bool | str = False,
+        cuda_graphs: bool = False,
         log_prob_every_n_step: int = 10,
         mutation_hooks: list | None = None,
         penalty=None,
@@ -142,6 +150,13 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "reestimate_batches estimates batch norms for inherited weights; give inherit_weights=True, or leave "
                 "it at 0 for a network with fresh weights"
             )
+        if compile is not True and compile:
+            _known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
+        if cuda_graphs and recompute and not fused:
+            raise InputError(
+                "cuda_graphs does not go with recompute and fused=False, which looks at the state of random numbers in "
+                "every step; leave fused on"
+            )
         self.discretization = Discretization(discretization, threshold)
         super().__init__(
             mutation_hooks=mutation_hooks,
@@ -162,6 +177,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.reestimate_batches = reestimate_batches
         self.recompute = recompute
         self.fused = fused
+        self.compile = compile
+        self.cuda_graphs = cuda_graphs
         self.validation_dataloaders = validation_dataloaders
         self.history = None if history is None else Path(history)
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
@@ -209,6 +226,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         read_whole_cells(model)
         if self.fused:
             fuse(model)
+        if self.compile:
+            compile_cells(model, self.compile)
         if isinstance(model, NDS):
             model.register_forward_pre_hook(_check_images)
             if self.fused:
@@ -255,6 +274,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             warmup_epochs=self.warmup_epochs,
             history=self.history,
             penalty=self.penalty,
+            cuda_graphs=self.cuda_graphs,
         )
 
     def mutate_evaluator(self, evaluator):

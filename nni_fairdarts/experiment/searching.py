@@ -153,7 +153,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
     weights_loader, alpha_loader, validation_loader = parts.loaders
     evaluator = Lightning(
         training_of(parts.images, config.search),
-        trainer_of(config, folder, config.search.epochs, logs),
+        trainer_of(config, folder, config.search.epochs, logs, precision=config.search.precision),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
         fit_kwargs=resumed,

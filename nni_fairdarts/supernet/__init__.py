@@ -43,6 +43,7 @@ __all__ = [
     "SupernetOptions",
     "ValuePolicy",
     "choices_of",
+    "compile_cells",
     "read_whole_cells",
     "refuse",
     "refuse_twins",
@@ -57,6 +58,13 @@ def choices_of(module: nn.Module) -> tuple[Choice, ...]:
         return module.choices()
     weights = getattr(module, "value_weights", None)
     return weights.choices() if isinstance(weights, ValueWeights) else ()
+
+
+def compile_cells(supernet: nn.Module, backend: bool | str) -> None:
+    """Compile every gated cell in place, when it is first called; ``backend`` True stands for torch's own."""
+    for module in supernet.modules():
+        if isinstance(module, GatedCell):
+            module.compile() if backend is True else module.compile(backend=backend)
 
 
 def refuse(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> None:
