@@ -7,6 +7,7 @@ import tempfile
 HOME = tempfile.TemporaryDirectory(prefix="nni-fairdarts-tests-")
 os.environ["HOME"] = HOME.name  # NNI reads it when it is imported, and writes to ~/nni-experiments
 os.environ["NNI_CONFIG_DIR"] = f"{HOME.name}/nni-config"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; see ``silence``
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -162,12 +163,15 @@ def training():
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``."""
+    """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``.
+
+    It takes a minute. Files that use it are of the xdist_group "compared", so that one worker makes it once.
+    """
     from experiments import choice, free_port, started, write
 
     folder = tmp_path_factory.mktemp("compared")
     space = {"strategy": choice("fairdarts", "darts"), "seed": choice(0, 1)}
-    config, port = write(folder, space, maxTrialNumber=4), free_port(18560)
+    config, port = write(folder, space, maxTrialNumber=4), free_port()
     with started(["nni-fairdarts", "launch", "--config", config, "--port", port], port, folder / "nni") as experiment:
         experiment.wait_for_end(4)
         yield experiment

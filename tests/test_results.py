@@ -27,6 +27,8 @@ from nni_fairdarts.manager.results import as_csv, as_json, results
 from nni_fairdarts.manager.spread import Spread, groups, spread
 from nni_fairdarts.manager.table import as_text, brief, clock, formatted
 
+pytestmark = pytest.mark.xdist_group("results")
+
 # Stands in for a trial: the files and metrics of one, and the trouble that its number says. What it received and
 # reported it notes in a file of its own under WITNESS, which nothing but these tests read.
 SCRIPT = """
@@ -146,7 +148,7 @@ def seen(tmp_path_factory):
             return {path.stem: json.loads(path.read_text()) for path in witness.glob("*.json")}
 
         try:
-            manager.start(free_port(18200))
+            manager.start(free_port())
             open_ended = ("WAITING", "RUNNING")
             wait(lambda: [j.status in open_ended for j in manager.list_trial_jobs()] == [False] * 8 + [True])
             wait(lambda: (witness / "8 asked").exists())
@@ -154,7 +156,7 @@ def seen(tmp_path_factory):
             manager.stop()
             stopped, copy = read(folder), kept(folder, base / "copy")
             (witness / "resumed").touch()
-            resumed.resume(free_port(18200), wait_completion=False)
+            resumed.resume(free_port(), wait_completion=False)
             wait(lambda: resumed.get_status() == "DONE")
             pid = resumed._proc.pid
         finally:

@@ -15,6 +15,7 @@ from nni_fairdarts.experiment.trial import Reports, epoch_metrics, final_metrics
 from nni_fairdarts.history import read_history
 from nni_fairdarts.manager.results import results
 
+pytestmark = pytest.mark.xdist_group("compared")
 RECORD = {
     "epoch": 3, "train_loss": 0.5, "arch_loss": 1.5, "zero_one_loss": -0.1, "val_loss": 0.4, "val_acc": 0.9,
     "discretization_gap": 0.2, "learning_rate": 0.05, "seconds": 3.0, "decided_gates": 0.75, "open_gates": 20,
@@ -185,7 +186,7 @@ def swapped(tmp_path_factory):
     late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 12; fi; exec nni-fairdarts trial --config run.yaml'
     run = {"search": {**RUN["search"], "epochs": 1, "gap_batches": 0}}
     config = write(folder, space, run, maxTrialNumber=8, trialCommand=late)
-    port = free_port(18600)
+    port = free_port()
     with started(["nnictl", "create", "--config", config, "--port", port], port, folder / "nni") as experiment:
         experiment.wait_for_end(8)
         yield experiment
@@ -222,7 +223,7 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     run = {"search": {**RUN["search"], "epochs": EPOCHS}, "retrain": {**RUN["retrain"], "epochs": 2}}
     config = write(folder, {"seed": choice(0, 1, 2)}, run, maxTrialNumber=3, trialConcurrency=3)
-    port = free_port(18640)
+    port = free_port()
     told = {}
     with started(["nni-fairdarts", "launch", "--config", config, "--port", port], port, folder / "nni") as experiment:
 
