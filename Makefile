@@ -38,7 +38,7 @@ demo: $(STAMP)
 	"$(VENV)/bin/nni-fairdarts" run --config examples/digits.yaml --name "demo-$$(date +%Y%m%d-%H%M%S)"
 
 test: $(STAMP)
-	"$(VENV)/bin/python" -m pytest -q -n 2 --dist loadgroup
+	"$(VENV)/bin/python" -m pytest -q -n 2
 
 lint: $(STAMP)
 	"$(VENV)/bin/python" -m ruff check .

@@ -12,8 +12,6 @@ import psutil
 import pytest
 from experiments import one_tensorboard_starts
 
-pytestmark = pytest.mark.xdist_group("compared")
-
 
 @pytest.fixture(scope="module")
 def experiment(compared):

@@ -21,7 +21,6 @@ from nni_fairdarts.genotype import Genotype, published
 from nni_fairdarts.history import read_history
 from nni_fairdarts.network import DerivedNetwork, count_parameters
 
-pytestmark = pytest.mark.xdist_group("cli")  # one run for many tests
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "device": "cpu",

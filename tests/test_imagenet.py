@@ -26,7 +26,6 @@ from nni_fairdarts.history import read_history
 from nni_fairdarts.network import check_auxiliary_head, count_multiply_adds, count_parameters
 from nni_fairdarts.training import ImageTraining
 
-pytestmark = pytest.mark.xdist_group("imagenet")  # one run for many tests
 RECIPE = Path(__file__).parent.parent / "examples" / "imagenet.yaml"
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 TINY = {

@@ -20,8 +20,6 @@ from remote_host import SSHD, remote_host
 from nni_fairdarts.errors import InputError, ManagerError
 from nni_fairdarts.manager import checks, environment, launching
 
-pytestmark = pytest.mark.xdist_group("launch")
-
 TRIAL = """
 import json, os, time
 from pathlib import Path

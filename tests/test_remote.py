@@ -21,7 +21,6 @@ from remote_host import FAR_END, SSHD, RemoteHost, remote_host, tunnel
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.manager import checks, launching
 
-pytestmark = pytest.mark.xdist_group("remote")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "nni" / "remote.yaml"
 LOGS = {"trial.log": "trial.log", "stdout": "trial.stdout", "stderr": "trial.stderr"}  # names in REST, names of files
 SECONDS = 180  # for an experiment; it takes about ten on an idle machine

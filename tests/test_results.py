@@ -27,8 +27,6 @@ from nni_fairdarts.manager.results import as_csv, as_json, results
 from nni_fairdarts.manager.spread import Spread, groups, spread
 from nni_fairdarts.manager.table import as_text, brief, clock, formatted
 
-pytestmark = pytest.mark.xdist_group("results")
-
 # Stands in for a trial: the files and metrics of one, and the trouble that its number says. What it received and
 # reported it notes in a file of its own under WITNESS, which nothing but these tests read.
 SCRIPT = """

@@ -15,7 +15,6 @@ from nni_fairdarts.experiment.trial import Reports, epoch_metrics, final_metrics
 from nni_fairdarts.history import read_history
 from nni_fairdarts.manager.results import results
 
-pytestmark = pytest.mark.xdist_group("compared")
 RECORD = {
     "epoch": 3, "train_loss": 0.5, "arch_loss": 1.5, "zero_one_loss": -0.1, "val_loss": 0.4, "val_acc": 0.9,
     "discretization_gap": 0.2, "learning_rate": 0.05, "seconds": 3.0, "decided_gates": 0.75, "open_gates": 20,
@@ -180,15 +179,15 @@ def test_the_table_is_printed_and_written(compared):
 
 @pytest.fixture(scope="module")
 def swapped(tmp_path_factory):
-    """Eight trials, two at a time, in NNI's own manager; the first asks for its parameters after the second."""
+    """Four trials, two at a time, in NNI's own manager; the first asks for its parameters after the second."""
     folder = tmp_path_factory.mktemp("swapped")
-    space = {"retrain.width": choice(*range(2, 18, 2)), "seed": choice(0)}
+    space = {"retrain.width": choice(2, 4, 6, 8), "seed": choice(0)}
     late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 12; fi; exec nni-fairdarts trial --config run.yaml'
     run = {"search": {**RUN["search"], "epochs": 1, "gap_batches": 0}}
-    config = write(folder, space, run, maxTrialNumber=8, trialCommand=late)
+    config = write(folder, space, run, maxTrialNumber=4, trialCommand=late)
     port = free_port()
     with started(["nnictl", "create", "--config", config, "--port", port], port, folder / "nni") as experiment:
-        experiment.wait_for_end(8)
+        experiment.wait_for_end(4)
         yield experiment
 
 
@@ -198,7 +197,7 @@ def test_swapped_every_row_is_true(swapped):
     jobs, wrong = swapped.trials(), 0
     results(swapped.id)
     table = json.loads((swapped.folder / swapped.id / "results.json").read_text())
-    assert len(table["trials"]) == 8
+    assert len(table["trials"]) == 4
     for row in table["trials"]:
         run = swapped.output(row["id"]) / "run"
         weights = torch.load(run / "retrain" / "network.pt", weights_only=True)
@@ -208,7 +207,7 @@ def test_swapped_every_row_is_true(swapped):
         assert row["result"]["default"] == json.loads((run / "retrain" / "result.json").read_text())["test_accuracy"]
         wrong += json.loads(jobs[row["id"]]["hyperParameters"][0])["parameters"]["retrain.width"] != truth
     assert wrong >= 2  # or this test would show nothing
-    assert {row["hyperparameters"]["retrain.width"] for row in table["trials"]} == set(range(2, 18, 2))
+    assert {row["hyperparameters"]["retrain.width"] for row in table["trials"]} == {2, 4, 6, 8}
 
 
 # -- killed, stopped, resumed ------------------------------------------------------------------------------------------
