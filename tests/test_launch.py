@@ -454,7 +454,12 @@ def test_ctrl_c_ends_everything_and_the_experiment_can_be_resumed(launcher, monk
     config = launcher.config("held", trialCommand="python trial.py | cat", maxTrialNumber=2)
     port = free_port()
     script = f"from nni_fairdarts.manager.launching import launch; launch({str(config)!r}, {port}, wait=True)"
-    waiting = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background has none
+    )
     try:
         id = waiting.stdout.readline().split()[1]
         experiment = Experiment(id, port, launcher.experiments)
