@@ -146,7 +146,7 @@ class Running:
         """The trial's NNI_OUTPUT_DIR."""
         return self.folder / self.id / "environments" / "local-env" / "trials" / trial
 
-    def wait(self, condition, what: str, seconds: float = 240):
+    def wait(self, condition, what: str, seconds: float = 600):
         """What ``condition`` returns, once that is true; it is asked twice a second."""
         end = time.monotonic() + seconds
         while not (found := condition()):

@@ -113,7 +113,7 @@ class Experiment:
     def trials(self) -> list[dict]:
         return self.call("GET", "/trial-jobs")
 
-    def wait_for(self, *statuses: str, seconds: float = 120) -> list[dict]:
+    def wait_for(self, *statuses: str, seconds: float = 300) -> list[dict]:
         """Until the trials' statuses, sorted, are these."""
         deadline = time.monotonic() + seconds
         while (found := sorted(trial["status"] for trial in self.trials())) != sorted(statuses):

@@ -23,7 +23,7 @@ from nni_fairdarts.manager import checks, launching
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "nni" / "remote.yaml"
 LOGS = {"trial.log": "trial.log", "stdout": "trial.stdout", "stderr": "trial.stderr"}  # names in REST, names of files
-SECONDS = 180  # for an experiment; it takes about ten on an idle machine
+SECONDS = 400  # for an experiment; it takes about ten on an idle machine
 
 STRATEGIES = ["fairdarts", "darts"]  # one trial each, in this order
 

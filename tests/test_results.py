@@ -103,7 +103,7 @@ SWAPPED = "NNI's web UI and export show hyper-parameters of another trial here"
 UNREPORTED = "its final metric is not in NNI's database; the result is from its result.json"
 
 
-def wait(condition, seconds=120):
+def wait(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the experiment does not get there"
