@@ -1,5 +1,5 @@
 # make demo   set up .venv, then search and evaluate on the small built-in digits data
-# make test   set up .venv, then run the tests
+# make test   set up .venv, then run the tests in two processes
 # make lint   set up .venv, then ruff's checks
 # make clean  remove .venv and what builds and tests left behind (results in runs/ stay)
 #
