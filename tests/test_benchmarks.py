@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_said():
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", [VARIANTS["nni"], PLAIN], ids=["nni", "plain"])
+@pytest.mark.parametrize("variant", [VARIANTS["nni"], PLAIN, VARIANTS["fused"]], ids=["nni", "plain", "fused"])
 def test_the_bare_loop_takes_the_step_that_a_search_takes(variant, lightning):
     """One step through NNI's strategy, evaluator and Lightning, from the same weights on the same batches."""
     size = Size.parse(TINY)
