@@ -2,5 +2,5 @@
 
 ``rows.py``: what an image is here and its matrix products; ``depthwise.py``: convolutions of single channels;
 ``normalize.py``: batch norm; ``separable.py``: depthwise and pointwise convolution; ``gated.py``: the same with the
-batch norm and the gate behind it folded in.
+batch norm and the gate behind it folded in; ``once.py``: what all their backward passes have in common.
 """

@@ -6,6 +6,7 @@ interleaved images that it sees one at a time; and a kernel's columns are taken 
 depthwise code for channels_last knows in this pass. Measured in ``benchmarks/``.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,10 @@ class Geometry(NamedTuple):
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+
+    def centred(self, kernel: Sequence[int]) -> bool:
+        """Whether a kernel of this size lies with its centre on a pixel, and so that all it sees is inside or 0."""
+        return all(k % 2 and 2 * p == d * (k - 1) for p, d, k in zip(self.padding, self.dilation, kernel, strict=True))
 
 
 def depthwise(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -44,11 +49,10 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry)
     stride, padding, dilation = geometry
     if x.is_cuda or x.dtype != torch.float32:
         return conv2d_weight(x, weight.shape, grad, *geometry, groups=x.shape[1])
-    same = all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, weight.shape[2:], strict=True))
-    if stride == (1, 1) and dilation[0] == dilation[1] > 1 and same:
+    if stride == (1, 1) and dilation[0] == dilation[1] > 1 and geometry.centred(weight.shape[2:]):
         x, grad = interleaved(x, dilation[0]), interleaved(grad, dilation[0])
         padding, dilation = (padding[0] // dilation[0], padding[1] // dilation[1]), (1, 1)
-    if dilation == (1, 1) and weight.shape[3] > COLUMNS:
+    if dilation == (1, 1) and weight.shape[3] > COLUMNS and x.shape[3] + padding[1] >= weight.shape[3]:
         return _by_columns(x, grad, weight, stride, padding)
     return conv2d_weight(x, weight.shape, grad, stride, padding, dilation, groups=x.shape[1])
 

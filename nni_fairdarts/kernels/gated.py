@@ -16,17 +16,23 @@ weights' gradient needs anyway, not from a kept output. With M = Σ_p δ_p d_p�
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from nni_fairdarts.kernels.once import first_order
 from nni_fairdarts.kernels.rows import by_edge, products, size_of, to_image, to_rows
 from nni_fairdarts.kernels.separable import Front
 
 
-def covariance(d: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (E, 1, I) and covariance (E, I, I) over the pixels of (E, P, I)."""
-    count = d.shape[1]
-    mean = d.sum(1, keepdim=True) / count
-    return mean, products(d, d) / count - mean.transpose(1, 2) * mean
+def moments(d: Tensor, pointwise: Tensor, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """m (E, 1, I), S (E, I, I) and v (E, O) of d (E, P, I) and w (E, O, I); d and what follows may be (1, ...).
+
+    ``exact``: with sums in float64, for S and v are small differences where means are large or channels alike.
+    """
+    wide, count = d.double() if exact else d, d.shape[1]
+    mean = wide.sum(1, keepdim=True) / count
+    spread = products(wide, wide) / count - mean.transpose(1, 2) * mean
+    w = pointwise.to(spread.dtype)
+    variance = ((w @ spread) * w).sum(2).clamp_(min=0)
+    return mean.to(d.dtype), spread.to(d.dtype), variance.to(d.dtype)
 
 
 class Gated(Function):
@@ -43,8 +49,9 @@ class Gated(Function):
         front = Front.of(x, scale, shift, weight, front_eps)
         d = front.filtered(geometry)
         edges = _edges(d, pointwise)
-        mean, spread = covariance(edges[:1] if _shared(d, pointwise) else edges)
-        variance = ((pointwise @ spread) * pointwise).sum(2).clamp_(min=0)
+        # Behind a filter that pads, images of the largest mean vary at their borders.
+        exact = weight is None or 0 in geometry.padding
+        mean, spread, variance = moments(edges[:1] if _shared(d, pointwise) else edges, pointwise, exact)
         rstd = (variance + eps).rsqrt()
         a = (gate * rstd).unsqueeze(2) * pointwise
         if total is None:
@@ -56,12 +63,12 @@ class Gated(Function):
         ctx.save_for_backward(*front, pointwise, gate, mean, spread, rstd, d if keep and d is not x else None)
         ctx.geometry = geometry
         y_mean = (pointwise @ mean.transpose(1, 2)).squeeze(2)
-        moments = (None, None) if front_eps is None else (front.mean, front.variance(front_eps))
-        ctx.mark_non_differentiable(y_mean, variance, *(m for m in moments if m is not None))
-        return total, c, y_mean, variance, *moments, size_of(d)
+        seen = (None, None) if front_eps is None else (front.mean, front.variance(front_eps))
+        ctx.mark_non_differentiable(y_mean, variance, *(m for m in seen if m is not None))
+        return total, c, y_mean, variance, *seen, size_of(d)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, delta, gamma, *_):
         *front, pointwise, gate, mean, spread, rstd, d = ctx.saved_tensors
         front = Front(*front)

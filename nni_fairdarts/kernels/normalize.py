@@ -8,7 +8,8 @@ With δ = ∂L/∂z and c = y - m: ∂L/∂shift = Σδ, ∂L/∂scale = r · Σ
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from nni_fairdarts.kernels.once import first_order
 
 
 def statistics(y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,7 @@ class Normalize(Function):
         return normalized(y, mean, rstd, scale, shift), mean, variance
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, delta, *_):
         y, mean, rstd, scale = ctx.saved_tensors
         dy, dscale, dshift = gradients(delta.contiguous(), y, mean, rstd, scale)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from nni_fairdarts.kernels.depthwise import Geometry, depthwise, input_gradient, weight_gradient
 from nni_fairdarts.kernels.normalize import gradients, normalized, statistics
+from nni_fairdarts.kernels.once import first_order
 from nni_fairdarts.kernels.rows import by_edge, mixed, products, size_of, to_image, to_rows
 
 
@@ -89,7 +89,7 @@ class Separable(Function):
         return y, front.mean, variance
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad, *_):
         *front, pointwise, d = ctx.saved_tensors
         front, edges = Front(*front), len(pointwise)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from nni_fairdarts.kernels.once import first_order
 
 
 class Weighted(Function):
@@ -17,7 +18,7 @@ class Weighted(Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, delta: Tensor):
         gates, images = ctx.saved_tensors
         dgates = delta.flatten(1) @ images.flatten(1).T if ctx.needs_input_grad[0] else None

@@ -8,7 +8,6 @@ from torch import nn
 
 from nni_fairdarts.kernels.depthwise import Geometry
 from nni_fairdarts.supernet.fused.stacked import StackedConv2d, StackedNorm
-from nni_fairdarts.supernet.norm import POOLING
 
 Conv = nn.Conv2d | StackedConv2d
 Norm = nn.BatchNorm2d | StackedNorm
@@ -64,7 +63,7 @@ def plan_of(candidate: nn.Module) -> Free | Chain | None:
         return None
     if len(leaves) == 1 and type(leaves[0]) is nn.Identity:
         return Free(None, None)
-    if type(leaves[0]) in POOLING:
+    if type(leaves[0]) in (nn.MaxPool2d, nn.AvgPool2d):
         return _pooling(leaves)
     return _chain(leaves)
 
@@ -118,8 +117,7 @@ def _stage(convolutions: tuple[Conv, ...], norm: Norm, first: bool) -> Stage:
         return Stage(convolutions, norm, None, last)
     geometry, step = Geometry(before[0].stride, before[0].padding, before[0].dilation), 1
     stride, padding, dilation = geometry
-    same = all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, before[0].kernel_size, strict=True))
-    if first and stride == dilation and stride[0] == stride[1] > 1 and same:
+    if first and stride == dilation and stride[0] == stride[1] > 1 and geometry.centred(before[0].kernel_size):
         # It never sees the pixels between.
         step = stride[0]
         geometry = Geometry(padding=(padding[0] // step, padding[1] // step))
