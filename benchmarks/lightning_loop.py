@@ -76,12 +76,12 @@ def through_lightning(variant: Variant, size: Size, device: str, repeats: int) -
     """Seconds of ``repeats`` steps through ``NasExperiment`` and Lightning, bare, and of loading in the former.
 
     The evaluator is that of ``nni-fairdarts search``: its images (random ones here) are augmented and loaded in the
-    main process, TensorBoard's events are written.
+    main process, on the device; TensorBoard's events are written.
     """
     steps = WARM + repeats
     alternating = Alternating(BareLoop(variant, size, device), variant)
     profiler = WaitingProfiler()
-    weights, alphas, _ = search_loaders(_images(2 * size.batch * steps), size.batch, Augmentation())
+    weights, alphas, _ = search_loaders(_images(2 * size.batch * steps), size.batch, Augmentation(), device=device)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(

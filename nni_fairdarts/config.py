@@ -35,7 +35,7 @@ class DataConfig:
         search_classes: number of classes, drawn with the seed, that the search sees; unset for all.
         search_images_per_class: training images of each, drawn with the seed; unset for all.
         workers: processes that load ahead of the training; 0 loads in the main process, which is right for digits and
-            CIFAR on a CUDA device: they stay there, where they fit, and so are their batches built there.
+            CIFAR on a CUDA device: they stay there, where they fit, and their batches are built there.
     """
 
     name: str = "cifar10"

@@ -6,6 +6,7 @@ their arguments, whose weights come from ``values.py``, ``attention.py`` for att
 layers without a choice.
 """
 
+import torch
 from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
 from nni.nas.nn.pytorch import MutableModule
 from torch import nn
@@ -62,9 +63,13 @@ def choices_of(module: nn.Module) -> tuple[Choice, ...]:
 
 def compile_cells(supernet: nn.Module, backend: bool | str) -> None:
     """Compile every gated cell in place, when it is first called; ``backend`` True stands for torch's own."""
-    for module in supernet.modules():
-        if isinstance(module, GatedCell):
-            module.compile() if backend is True else module.compile(backend=backend)
+    cells = [module for module in supernet.modules() if isinstance(module, GatedCell)]
+    # All run one code, and each compiles it anew with α frozen, with the weights frozen, and in evaluation. Over the
+    # compiler's limit (8) what comes later would not be compiled.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(cells))
+    for cell in cells:
+        cell.compile() if backend is True else cell.compile(backend=backend)
 
 
 def refuse(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> None:
