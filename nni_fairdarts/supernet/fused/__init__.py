@@ -30,10 +30,12 @@ def check_norms(supernet: nn.Module) -> None:
 
 
 def fuse(supernet: nn.Module) -> None:
-    """Fuse every cell of a supernet, and every choice of layers that has such a structure, in place."""
+    """Fuse every cell of a supernet, and every choice of layers, whose candidates have such a structure, in place."""
     for module in supernet.modules():
         if isinstance(module, GatedCell) and not isinstance(module.edges, FusedEdges):
-            module.edges = FusedEdges(module.edges, module.edge_indices(), module.options.recompute)
+            edges = FusedEdges(module.edges, module.edge_indices(), module.options.recompute)
+            if edges.gains():
+                module.edges = edges
         elif isinstance(module, GatedLayer):
             module.together = Together.of(module)
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nni_fairdarts.supernet.fused.plan import plan_of
+from nni_fairdarts.supernet.fused.plan import Chain, plan_of
 from nni_fairdarts.supernet.fused.sources import source_for
 from nni_fairdarts.supernet.fused.stacked import StackedNorm, parts, stack, stacked
 from nni_fairdarts.supernet.recompute import run
@@ -31,6 +31,8 @@ class FusedEdges(nn.Module):
         self.plans = [[plan_of(module) for module in source.values()] for source in self.sources]
         self._norms = [module for module in self.modules() if isinstance(module, StackedNorm)]
         self._skeleton = (copy.deepcopy(edges).to("meta"),)  # in a tuple: none of its weights are this module's
+        if not edges.training:
+            self.eval()
         self.register_state_dict_post_hook(_plain_names)
         self.register_load_state_dict_pre_hook(_stacked_names)
 
@@ -75,10 +77,25 @@ class FusedEdges(nn.Module):
 
     def plain(self) -> nn.ModuleList:
         """The list of edges, with copies of the weights and statistics."""
-        like = next(self.parameters(), torch.empty(0))
+        own = self.tensors()
+        like = next((tensor for tensor in own.values() if tensor.is_floating_point()), torch.empty(0))
         edges = copy.deepcopy(self._skeleton[0]).to_empty(device=like.device).to(like.dtype)
         edges.load_state_dict(self.state_dict())
+        for name, plain in self.names().items():
+            if isinstance(own[name], nn.Parameter):
+                for parameter in map(edges.get_parameter, plain):
+                    parameter.requires_grad_(own[name].requires_grad)
         return edges.train(self.training)
+
+    def gains(self) -> bool:
+        """Whether there is anything to share but the states themselves."""
+        known = [plan for plans in self.plans for plan in plans if plan is not None]
+        return any(isinstance(plan, Chain) or plan.pooling is not None for plan in known)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and statistics by their names here, also those that several names share."""
+        parameters = self.named_parameters(remove_duplicate=False)
+        return dict(parameters) | dict(self.named_buffers(remove_duplicate=False))
 
     def names(self) -> dict[str, list[str]]:
         """{name of a tensor here: its names in the plain list, edge by edge}."""
@@ -105,7 +122,7 @@ def _by_source(indices: list[tuple[int, int]]) -> list[list[int]]:
 
 def _together(candidates: list[nn.Module]) -> nn.Module:
     """The same candidate on several edges: a stack of them where their structure is known, else a list."""
-    alike = len({repr(candidate) for candidate in candidates}) == 1
+    alike = len({(repr(c), *(p.requires_grad for p in c.parameters())) for c in candidates}) == 1
     return stacked(candidates) if alike and plan_of(candidates[0]) else nn.ModuleList(candidates)
 
 
@@ -118,10 +135,23 @@ def _plain_names(module: FusedEdges, state: dict, prefix: str, local_metadata: d
         state[prefix + name] = plain[name]
 
 
-def _stacked_names(module: FusedEdges, state: dict, prefix: str, *_) -> None:
-    """Hook before loading: the stacked tensors in the place of the plain list's, where all of these are there."""
-    own_tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+def _stacked_names(module: FusedEdges, state: dict, prefix: str, _, strict, missing: list, unexpected, errors) -> None:
+    """Hook before loading: the stacked tensors in the place of the plain list's.
+
+    What the list would miss, or could not load, is noted under the list's names; the tensors here keep that part.
+    """
+    own_tensors = module.tensors()
+    like = module._skeleton[0].state_dict()
     for own, names in module.names().items():
-        if all(prefix + name in state for name in names):
-            tensors = [state.pop(prefix + name) for name in names]
-            state[prefix + own] = stack(tensors, own_tensors[own])
+        tensors = parts(own_tensors[own].detach(), like[names[0]], len(names))
+        for k, name in enumerate(names):
+            given = state.pop(prefix + name, None)
+            if given is None:
+                if not name.endswith("num_batches_tracked"):  # torch does not miss it either
+                    missing.append(prefix + name)
+            elif given.shape != like[name].shape:
+                errors.append(f"size mismatch for {prefix}{name}: got {(*given.shape,)}, not {(*like[name].shape,)}.")
+            else:
+                tensors[k] = given
+        device = next((t.device for t in tensors if t.device != own_tensors[own].device), own_tensors[own].device)
+        state[prefix + own] = stack([tensor.to(device) for tensor in tensors], own_tensors[own])

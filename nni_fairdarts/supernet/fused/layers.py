@@ -33,7 +33,8 @@ def scaled(norm: Norm, gates: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale and shift of a batch norm with the gates (E, 1) in them, (E, C) each; the shift None where it has none."""
     channels = norm.num_features // len(gates)
     if norm.weight is None:
-        return gates.expand(-1, channels), None
+        # In one piece: torch's batch norm reads past the end of an expanded scale in its backward pass on a CPU.
+        return gates.expand(-1, channels).contiguous(), None
     return gates * norm.weight.view(-1, channels), gates * norm.bias.view(-1, channels)
 
 
