@@ -40,6 +40,7 @@ LAYERS = {
     "inheritance": 6,
     "exports": 7,
     "gap": 7,
+    "requirements": 7,
     "strategy": 8,
     "nni_strategies": 9,
     "experiment": 10,

@@ -99,6 +99,8 @@ class SearchParts:
 
 def check_search(config: RunConfig) -> SearchParts:
     """The parts of the configured search. Raises InputError where something is amiss."""
+    if config.search.cuda_graphs and device_of(config) != "cuda":
+        raise InputError("search.cuda_graphs needs a CUDA device, but the search would run on the CPU; leave it out")
     images = loaders = evaluator = None
     if config.evaluator is None:
         images = search_images(config)

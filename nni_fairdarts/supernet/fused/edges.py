@@ -56,7 +56,6 @@ class FusedEdges(nn.Module):
         if known:
             kind = source_for(x, self._norms)
             seen = gates if len(known) == len(plans) else torch.stack([gates[:, k] for k in known], 1)
-            seen = seen.to(x.dtype)
             images, constants = kind(x, [plans[k] for k in known], seen, not self.recompute).run()
             for e, image in enumerate(images):
                 leaving[e] += [image] if constants is None else [image, constants[e].view(-1, 1, 1)]

@@ -55,11 +55,13 @@ class Chain:
 
 
 def plan_of(candidate: nn.Module) -> Free | Chain | None:
-    """The structure of a candidate, None where it has another one than these."""
+    """The structure of a candidate, None where it has another one than these, or hooks: those would not be called."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in candidate.modules()):
+        return None
     if isinstance(candidate, FactorizedReduce):
         return _reduce(candidate)
     leaves = list(_leaves(candidate))
-    if not leaves or any(leaf._forward_hooks or leaf._forward_pre_hooks for leaf in leaves):
+    if not leaves:
         return None
     if len(leaves) == 1 and type(leaves[0]) is nn.Identity:
         return Free(None, None)

@@ -47,6 +47,6 @@ class Together:
 
     def __call__(self, x: Tensor, gates: Tensor) -> Tensor:
         """Σ_o g_o · o(x): (B, I, H, W) and gates (operations,) -> (B, C, h, w)."""
-        source = source_for(x, self.norms)(x, self.plans, gates.to(x.dtype).unsqueeze(0), self.keep)
+        source = source_for(x, self.norms)(x, self.plans, gates.unsqueeze(0), self.keep)
         (image,), constants = source.run()
         return image if constants is None else image + constants[0].view(-1, 1, 1)
