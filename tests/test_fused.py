@@ -325,9 +325,10 @@ def test_float32_loses_no_more_than_the_plain_supernet(norm):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["autocast", "model"])
-def test_half_precision_is_close(how, dtype, training):
+@norms
+def test_half_precision_is_close(norm, how, dtype, training):
     """To the float64 supernet, as close as the plain one is."""
-    plain, fused = pair(candidate_norm="space")
+    plain, fused = pair(candidate_norm=norm)
     exact = step(copy.deepcopy(plain).train(training), images())
     deviations = []
     for supernet in (plain.train(training), fused.train(training)):
@@ -344,6 +345,25 @@ def test_half_precision_is_close(how, dtype, training):
         assert all(tensor.isfinite().all() for tensor in gradients(supernet).values())
         deviations.append(deviation(found["output"], exact["output"]))
     assert deviations[1] < max(3 * deviations[0], 0.02), deviations
+
+
+def test_recomputing_under_autocast_changes_nothing_but_what_is_kept():
+    results, kept = [], []
+    for recompute in (False, True):
+        fused = pair(recompute=recompute)[1].float()
+        sizes = {}
+
+        def pack(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+            output = fused(images(8, 8, batch=4).float())
+        output.float().square().sum().backward()
+        results.append({"output": output.detach(), **gradients(fused), **fused.state_dict()})
+        kept.append(sum(sizes.values()))
+    same(*results, rtol=0, atol=0)
+    assert kept[1] < kept[0] / 3
 
 
 def test_second_derivatives_are_refused():

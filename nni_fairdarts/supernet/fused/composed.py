@@ -36,6 +36,8 @@ class ComposedSource:
         compute = self._free if isinstance(plan, Free) else self._chain
         if self.keep:
             return compute(plan, gates, True)
+        if isinstance(plan, Chain):  # what others share is made outside, and once
+            self.shared.interleaved() if isinstance(plan.stages[0], Reduce) else self.shared.activated()
         times = iter([True])  # the second time statistics have seen the batch
         return checkpoint(
             lambda gates: compute(plan, gates, next(times, False)), gates, use_reentrant=False, preserve_rng_state=False
