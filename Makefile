@@ -1,5 +1,5 @@
 # make demo   set up .venv, then search and evaluate on the small built-in digits data
-# make test   set up .venv, then run the tests
+# make test   set up .venv, then run the tests in two processes
 # make lint   set up .venv, then ruff's checks
 # make clean  remove .venv and what builds and tests left behind (results in runs/ stay)
 #
@@ -38,7 +38,7 @@ demo: $(STAMP)
 	"$(VENV)/bin/nni-fairdarts" run --config examples/digits.yaml --name "demo-$$(date +%Y%m%d-%H%M%S)"
 
 test: $(STAMP)
-	"$(VENV)/bin/python" -m pytest -q
+	"$(VENV)/bin/python" -m pytest -q -n 2
 
 lint: $(STAMP)
 	"$(VENV)/bin/python" -m ruff check .

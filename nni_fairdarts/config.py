@@ -35,7 +35,7 @@ class DataConfig:
         search_classes: number of classes, drawn with the seed, that the search sees; unset for all.
         search_images_per_class: training images of each, drawn with the seed; unset for all.
         workers: processes that load ahead of the training; 0 loads in the main process, which is right for digits and
-            CIFAR on a CUDA device: they stay there, where they fit, and so are their batches built there.
+            CIFAR on a CUDA device: they stay there, where they fit, and their batches are built there.
     """
 
     name: str = "cifar10"
@@ -137,8 +137,12 @@ class SearchConfig:
         single_level: one batch updates weights and α.
         warmup_epochs: epochs at the start in which α rests.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
-        recompute: compute candidates again in the backward pass; less memory, more time, the same numbers.
-        fused: compute together what candidates share; the same mathematics in less time and memory.
+        recompute: of fairdarts: compute candidates again in the backward pass; less memory, more time, same numbers.
+        fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
+        compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
+        cuda_graphs: of fairdarts: launch the supernet's passes as CUDA graphs; not yet run on a device.
+        precision: 32-true, or bf16-mixed: convolutions in bfloat16, which changes the numbers in their third digit;
+            weights, α, losses and optimizers stay in float32. For CUDA.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
         batches_per_update: of enas: sampled networks between two updates of its controller.
@@ -169,6 +173,9 @@ class SearchConfig:
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
     fused: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     batches_per_update: int = 20
@@ -191,6 +198,8 @@ class SearchConfig:
         _check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
         _check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
         _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
+        graphs = self.cuda_graphs and self.recompute
+        _check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")
         penalized, reaches = self.penalty.profiler, self.strategy == "fairdarts" or self.penalty.profiler == "none"
         expected = f"none with {self.strategy}; NNI's reaches no α"
         _check("search", reaches, "penalty.profiler", penalized, expected)

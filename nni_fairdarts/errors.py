@@ -11,21 +11,26 @@ class InputError(ValueError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss became NaN or infinite: training stopped before the step that would have spoilt the weights."""
+    """A loss became NaN or infinite: training stopped before anything that it spoils was saved.
+
+    On the CPU before the step that would have spoilt the weights; see ``nni_fairdarts.watch`` for CUDA devices.
+    """
 
 
 class ManagerError(RuntimeError):
     """NNI's manager did not start, or gave up; the message says why and where its log is."""
 
 
-def require_finite(name: str, loss: float, trainer, batch_idx: int) -> None:
-    """Raise NonFiniteLoss, saying where training is and which checkpoint is the last, unless ``loss`` is finite."""
+def require_finite(
+    name: str, loss: float, trainer, epoch: int, batch_idx: int, found: str = "stopped before the optimizer's step"
+) -> None:
+    """Raise NonFiniteLoss, saying where that was, when it was found, and what is saved, unless ``loss`` is finite."""
     if math.isfinite(loss):
         return
     callback = trainer.checkpoint_callback
     checkpoint = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     raise NonFiniteLoss(
-        f"{name} is {loss} in epoch {trainer.current_epoch}, batch {batch_idx} (both counted from 0); stopped before "
-        "the optimizer's step. Try a smaller learning rate, or look for bad values in the data. "
+        f"{name} is {loss} in epoch {epoch}, batch {batch_idx} (both counted from 0); {found}. "
+        "Try a smaller learning rate, or look for bad values in the data. "
         + (f"The last checkpoint is {checkpoint}" if checkpoint else "No checkpoint had been saved yet")
     )

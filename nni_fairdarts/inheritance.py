@@ -157,8 +157,9 @@ def _inherit_cells(network: DerivedNetwork, supernet: NDS) -> None:
             _take(pre.pre0, pre_source.pre0, before_last)
         _take(pre.pre1, pre_source.pre1, last)
         places = {place: i for i, place in enumerate(source.edge_indices())}
+        candidates = source.edges.plain()
         for edge, operation in zip(cell.edges, cell.ops, strict=True):
-            candidate = source.edges[places[edge.node, edge.source]][edge.operation]
+            candidate = candidates[places[edge.node, edge.source]][edge.operation]
             _take(operation, candidate)
         before_last, last = last, ([node - 2 for node in cell.concat], nodes)
     _take(network.classifier, supernet.classifier, last)

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
+from nni_fairdarts.watch import LossWatch
 
 LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates", "discretization_gap")
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
@@ -40,9 +42,14 @@ class RecordsEpochs(pl.LightningModule):
         """Every α, and its value at which the gates are 0 or 1; nothing of a strategy that has no gates."""
         return iter(())
 
+    @cached_property
+    def _watch(self) -> LossWatch:
+        return LossWatch()
+
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self):
+        self._watch = LossWatch()  # of this run: what an earlier one has found is its own
         if self.history is not None and self.trainer.is_global_zero:
             check_new(self.history, resumed=self.trainer.ckpt_path is not None)
         return super().on_fit_start()
@@ -56,11 +63,20 @@ class RecordsEpochs(pl.LightningModule):
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return super().on_train_epoch_start()
 
+    def on_validation_start(self):
+        self._watch.look(wait=True)
+        return super().on_validation_start()
+
+    def on_save_checkpoint(self, checkpoint):
+        self._watch.look(wait=True)
+        return super().on_save_checkpoint(checkpoint)
+
     def on_validation_epoch_end(self):
         self._validated = True
         return super().on_validation_epoch_end()
 
     def on_train_epoch_end(self):
+        self._watch.look(wait=True)
         result = super().on_train_epoch_end()
         record = self.epoch_record()
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
@@ -88,7 +104,36 @@ class RecordsEpochs(pl.LightningModule):
                 stacklevel=1,  # the caller is Lightning
             )
 
+    # -- gates to Lightning's loggers ---------------------------------------------------------------------------------
+
+    def log_probs(self, probs):
+        """NNI's, but without Lightning's checks where a step has logged the same before: they take longer than a step.
+
+        What loggers get, and when, is the same. The values stay on the host, where loggers read them one by one.
+        """
+        names = [f"prob/{label}/{name}" for label, shares in probs.items() for name in shares]
+        gates = [gate for shares in probs.values() for gate in shares.values()]
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # as Lightning has it
+        values = dict(zip(names, torch.tensor(gates, dtype=dtype).unbind(), strict=True))
+        if not self._log_again(values):
+            self.log_dict(values)
+
+    def _log_again(self, values: dict[str, Tensor]) -> bool:
+        """Give Lightning new values of what ``training_step`` has logged before; False where it has not."""
+        results = self.trainer._results
+        if self._current_fx_name != "training_step" or not all(f"training_step.{name}" in results for name in values):
+            return False
+        for name, value in values.items():
+            results.update_metrics(f"training_step.{name}", value, 1)
+        return True
+
     # -- record ------------------------------------------------------------------------------------------------------
+
+    def note_loss(self, name: str, loss: Tensor, batch_idx: int) -> None:
+        """Note a batch's loss, one number. Raises NonFiniteLoss where it is none, on a CUDA device somewhat later."""
+        value = loss.detach()
+        self._watch.see(name, value, self.trainer, batch_idx)
+        self.note(name, value)
 
     def note(self, name: str, value: Tensor) -> None:
         """Add a batch's number to what the epoch's record has the mean of."""

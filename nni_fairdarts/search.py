@@ -1,19 +1,24 @@
 """The bilevel step of a search, its validation and its history."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.discretize import decided_share, open_gates
-from nni_fairdarts.errors import InputError, require_finite
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, choices_of
+from nni_fairdarts.supernet.fused import check_norms, is_fused
+
+FUSED_KEY = "fairdarts_fused"
+"""Under this key a checkpoint has whether the supernet's cells were fused."""
 
 
 @contextmanager
@@ -56,6 +61,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         warmup_epochs: int,
         history: Path | None,
         penalty: ResourcePenalty | None = None,
+        cuda_graphs: bool = False,
     ):
         super().__init__(
             training_module,
@@ -72,6 +78,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.single_level = single_level
         self.history = history
         self.penalty = penalty
+        self.cuda_graphs = cuda_graphs
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -111,6 +118,21 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             alphas, self.arc_learning_rate, betas=self.arc_betas, weight_decay=self.arc_weight_decay
         )
 
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint[FUSED_KEY] = is_fused(self)
+        return super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint):
+        was, fused = checkpoint.get(FUSED_KEY, False), is_fused(self)
+        if was != fused:
+            raise InputError(
+                f"the checkpoint is of a search with fused={was}, whose optimizer knows other tensors than one with "
+                f"fused={fused}; go on with FairDARTS(fused={was}) (search.fused in a run's config.yaml)"
+            )
+        return super().on_load_checkpoint(checkpoint)
+
     # -- training ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self):
@@ -120,7 +142,15 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._choices = self.choices()
         if self.penalty is not None:
             self.penalty.cost(self.weights())  # raises for a profiler of another space
+        check_norms(self.training_module.model)
+        if self.cuda_graphs:
+            check_graphable(self.training_module, self.trainer, self.device)
+        self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
         return super().on_fit_start()
+
+    def teardown(self, stage: str | None = None):
+        self._graphed = nullcontext  # frees the graphs' memory
+        return super().teardown(stage)
 
     def training_step(self, batch, batch_idx):
         warm = self.trainer.current_epoch >= self.warmup_epochs
@@ -140,16 +170,19 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         with frozen(self._weights):
             optimizer = self._arch_optimizer()
             optimizer.zero_grad()
-            total = self.arch_loss(loss_of(self.training_module.training_step(batch, 2 * batch_idx)))
-            self._note("arch_loss", total, batch_idx)
+            with self._graphed():
+                result = self.training_module.training_step(batch, 2 * batch_idx)
+            total = self.arch_loss(loss_of(result))
+            self.note_loss("arch_loss", total, batch_idx)
             self.manual_backward(total)
             optimizer.step()
 
     def _weight_step(self, batch, batch_idx: int):
         with frozen(self._alphas):
-            result = self.training_module.training_step(batch, 2 * batch_idx + 1)
+            with self._graphed():
+                result = self.training_module.training_step(batch, 2 * batch_idx + 1)
             loss = loss_of(result)
-            self._note("train_loss", loss, batch_idx)
+            self.note_loss("train_loss", loss, batch_idx)
             self.advance_optimization(loss, batch_idx, self._clip_val())
         return result
 
@@ -158,11 +191,12 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             return self._weight_step(batch, batch_idx)
         optimizer = self._arch_optimizer()
         optimizer.zero_grad()
-        result = self.training_module.training_step(batch, batch_idx)
+        with self._graphed():
+            result = self.training_module.training_step(batch, batch_idx)
         loss = loss_of(result)
         total = self.arch_loss(loss)
-        self._note("train_loss", loss, batch_idx)
-        self._note("arch_loss", total, batch_idx)
+        self.note_loss("train_loss", loss, batch_idx)
+        self.note_loss("arch_loss", total, batch_idx)
         self.advance_optimization(total, batch_idx, self._clip_val())
         optimizer.step()
         return result
@@ -197,12 +231,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         """Zero-one loss over the gates of all labels together; zero where no gate is left to it."""
         if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
-        return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
-
-    def _note(self, name: str, loss: Tensor, batch_idx: int) -> None:
-        value = loss.detach()
-        require_finite(name, float(value), self.trainer, batch_idx)
-        self.note(name, value)
+        with torch.autocast(self.device.type, enabled=False):  # in α's own precision, whatever the network's
+            return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
 
     # -- history ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
-import math
 from pathlib import Path
 
 import nni.nas.strategy
@@ -9,7 +8,7 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
-from torch import Tensor, nn
+from torch import nn
 
 from nni_fairdarts._nni import OneShotStrategy
 from nni_fairdarts.discretize import Discretization
@@ -17,8 +16,16 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
 from nni_fairdarts.guests import search_data
-from nni_fairdarts.network import check_image_size, stem_channels
 from nni_fairdarts.penalty import ResourcePenalty
+from nni_fairdarts.requirements import (
+    channels_last,
+    check_images,
+    check_number,
+    check_one_loader,
+    check_trainer,
+    known,
+    like,
+)
 from nni_fairdarts.search import FairDartsModule
 from nni_fairdarts.supernet import (
     EXPORTS,
@@ -28,6 +35,7 @@ from nni_fairdarts.supernet import (
     SupernetOptions,
     ValuePolicy,
     choices_of,
+    compile_cells,
     read_whole_cells,
     refuse,
     refuse_twins,
@@ -80,6 +88,11 @@ class FairDARTS(nni.nas.strategy.DARTS):
     fused
         Compute together what candidates share, with the gates folded into their last batch norms: the same mathematics
         in less time and memory. False computes every candidate on its own.
+    compile
+        Compile every cell by ``torch.compile``: True for its own backend, or a backend's name. For CUDA; on a CPU the
+        first steps take many minutes. The same mathematics, in another order of rounding.
+    cuda_graphs
+        Launch the supernet's passes as CUDA graphs, see ``nni_fairdarts.graphs``. Not yet run on a device.
     log_prob_every_n_step
         Steps between two records of every gate in Lightning's loggers; 0 for none.
     mutation_hooks
@@ -116,32 +129,38 @@ class FairDARTS(nni.nas.strategy.DARTS):
         reestimate_batches: int = 0,
         recompute: bool = False,
         fused: bool = True,
+        compile: bool | str = False,
+        cuda_graphs: bool = False,
         log_prob_every_n_step: int = 10,
         mutation_hooks: list | None = None,
         penalty=None,
         validation_dataloaders=None,
         history: str | Path | None = None,
     ):
-        _check_number("arc_weight_decay", arc_weight_decay, "0 or more", lambda v: v >= 0)
-        _check_number("zero_one_weight", zero_one_weight, "0 or more", lambda v: v >= 0)
-        _check_number("warmup_epochs", warmup_epochs, "0 or more", lambda v: v >= 0, whole=True)
-        _check_number("log_prob_every_n_step", log_prob_every_n_step, "0 or more", lambda v: v >= 0, whole=True)
-        _check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
-        _check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
+        check_number("arc_weight_decay", arc_weight_decay, "0 or more", lambda v: v >= 0)
+        check_number("zero_one_weight", zero_one_weight, "0 or more", lambda v: v >= 0)
+        check_number("warmup_epochs", warmup_epochs, "0 or more", lambda v: v >= 0, whole=True)
+        check_number("log_prob_every_n_step", log_prob_every_n_step, "0 or more", lambda v: v >= 0, whole=True)
+        check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
+        check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
         if gradient_clip_val is not None:
-            _check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
+            check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
         if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in arc_betas):
             raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
-        _known("zero_one_loss", zero_one_loss, LOSSES)
-        _known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
-        _known("export", export, EXPORTS)
-        _check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
+        known("zero_one_loss", zero_one_loss, LOSSES)
+        known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
+        known("export", export, EXPORTS)
+        check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
         if reestimate_batches and not inherit_weights:
             raise InputError(
                 "reestimate_batches estimates batch norms for inherited weights; give inherit_weights=True, or leave "
                 "it at 0 for a network with fresh weights"
             )
+        if compile is not True and compile:
+            known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
+        if cuda_graphs and recompute:
+            raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
         self.discretization = Discretization(discretization, threshold)
         super().__init__(
             mutation_hooks=mutation_hooks,
@@ -162,6 +181,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.reestimate_batches = reestimate_batches
         self.recompute = recompute
         self.fused = fused
+        self.compile = compile
+        self.cuda_graphs = cuda_graphs
         self.validation_dataloaders = validation_dataloaders
         self.history = None if history is None else Path(history)
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
@@ -195,7 +216,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.candidate_norm,
             self.discretization,
             self.alpha_init,
-            _like(model),
+            like(model),
             self.export,
             self.recompute,
         )
@@ -209,8 +230,12 @@ class FairDARTS(nni.nas.strategy.DARTS):
         read_whole_cells(model)
         if self.fused:
             fuse(model)
+        if self.compile:
+            compile_cells(model, self.compile)
         if isinstance(model, NDS):
-            model.register_forward_pre_hook(_check_images)
+            model.register_forward_pre_hook(check_images)
+            if self.fused:
+                model.register_forward_pre_hook(channels_last)
         return model
 
     def run_hook(self, hook, name, module, memo):
@@ -253,11 +278,12 @@ class FairDARTS(nni.nas.strategy.DARTS):
             warmup_epochs=self.warmup_epochs,
             history=self.history,
             penalty=self.penalty,
+            cuda_graphs=self.cuda_graphs,
         )
 
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
-            _check_trainer(evaluator.trainer)
+            check_trainer(evaluator.trainer)
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)
@@ -266,8 +292,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         if self.single_level:
             return {"train": train_dataloader_fn()}
         loaders = super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
-        _check_one_loader("α learns", "val_dataloaders", loaders["val"])
-        _check_one_loader("the weights learn", "train_dataloaders", loaders["train"])
+        check_one_loader("α learns", "val_dataloaders", loaders["val"])
+        check_one_loader("the weights learn", "train_dataloaders", loaders["train"])
         return loaders
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
@@ -294,55 +320,3 @@ class FairDARTS(nni.nas.strategy.DARTS):
 def register() -> None:
     """Make the strategy importable as ``nni.nas.strategy.FairDARTS``."""
     nni.nas.strategy.FairDARTS = FairDARTS
-
-
-def _check_images(space: NDS, inputs: tuple) -> None:
-    """Raise InputError, before a first step is taken, for images that the space's stem cannot take."""
-    images = inputs[0]
-    wanted = stem_channels(space)
-    if images.ndim != 4 or images.shape[1] != wanted:
-        raise InputError(
-            f"this space takes images (N, {wanted}, H, W), but the evaluator's loader gives {tuple(images.shape)}; for "
-            "another number of channels use nni_fairdarts.spaces.DARTS(in_channels=...)"
-        )
-    for side in images.shape[-2:]:
-        check_image_size(side, space.dataset)
-
-
-def _check_one_loader(who: str, name: str, loaders) -> None:
-    if isinstance(loaders, list | tuple | dict):
-        raise InputError(
-            f"{who} from one loader, but the evaluator's {name} are {len(loaders)}; give one for the images of all "
-            "(torch.utils.data.ConcatDataset)"
-            + (", and those to validate on as FairDARTS(validation_dataloaders=...)" if name[0] == "v" else "")
-        )
-
-
-def _check_trainer(trainer) -> None:
-    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
-    if trainer.gradient_clip_val is not None:
-        raise InputError(
-            f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "
-            f"itself; leave it out there and use FairDARTS(gradient_clip_val={trainer.gradient_clip_val})"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise InputError(
-            f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but a search "
-            "takes a step for every batch; leave it out and make the loaders' batches larger"
-        )
-
-
-def _like(model: nn.Module) -> Tensor:
-    """One of the model's floating-point parameters, for its dtype and device; an empty tensor where it has none."""
-    return next((p.detach() for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-
-
-def _check_number(name: str, value, expected: str, fits, whole: bool = False) -> None:
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and fits(value)):
-        raise InputError(f"{name} must be {'a whole number, ' if whole else ''}{expected}, got {value!r}")
-
-
-def _known(name: str, value: str, known) -> None:
-    if value not in tuple(known):
-        raise InputError(f"unknown {name} {value!r}; known: {', '.join(known)}")

@@ -6,7 +6,8 @@ from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
 from torch import nn
 from torch.optim import lr_scheduler
 
-from nni_fairdarts.errors import InputError, require_finite
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.watch import LossWatch
 
 
 def _cosine(optimizer: torch.optim.Optimizer, training: "ImageTraining", epochs: int) -> lr_scheduler.LRScheduler:
@@ -59,6 +60,7 @@ class ImageTraining(SupervisedLearningModule):
         self.drop_path_prob = drop_path_prob
         self.schedule = schedule
         self.learning_rate_decay = learning_rate_decay
+        self._watch = LossWatch()
 
     def on_train_epoch_start(self):
         if self.drop_path_prob:
@@ -73,12 +75,28 @@ class ImageTraining(SupervisedLearningModule):
         loss = self.training_criterion(logits, y)
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * self.training_criterion(auxiliary, y)
-        self.log("train_loss", loss, prog_bar=True)
+        # Lightning reads what is for the progress bar at every step; of a CUDA device the watch shows it.
+        self.log("train_loss", loss, prog_bar=not loss.is_cuda)
         return loss
 
+    # -- a loss that is no number ------------------------------------------------------------------------------------
+
     def on_before_backward(self, loss):
-        # Not in training_step: in a search that runs for α too, and the search itself says whose loss it was.
-        require_finite("train_loss", float(loss.detach()), self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
+        # Not in training_step, which in a search runs for α too; a search watches itself and says whose loss it was.
+        if self.trainer.lightning_module is self:
+            self._watch.see("train_loss", loss.detach(), self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
+
+    def on_fit_start(self):
+        self._watch = LossWatch()  # what an earlier training has found is its own
+
+    def on_validation_start(self):
+        self._watch.look(wait=True)
+
+    def on_train_epoch_end(self):
+        self._watch.look(wait=True)
+
+    def on_save_checkpoint(self, checkpoint):
+        self._watch.look(wait=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(

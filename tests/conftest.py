@@ -3,14 +3,28 @@
 import logging
 import os
 import tempfile
+from pathlib import Path
 
 HOME = tempfile.TemporaryDirectory(prefix="nni-fairdarts-tests-")
 os.environ["HOME"] = HOME.name  # NNI reads it when it is imported, and writes to ~/nni-experiments
 os.environ["NNI_CONFIG_DIR"] = f"{HOME.name}/nni-config"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too; see ``silence``
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# Tests that one worker runs, in their order: they share a run that takes long to make; or they start NNI's managers,
+# for two at a time, and what else then runs, could be too slow for NNI: it gives a manager 3 seconds to answer, and a
+# tuner 10 to connect.
+TOGETHER = {
+    "test_browser.py": "managers",
+    "test_cli.py": "cli",
+    "test_imagenet.py": "imagenet",
+    "test_launch.py": "managers",
+    "test_remote.py": "managers",
+    "test_results.py": "managers",
+    "test_trial.py": "managers",
+}
 QUIET = {
     "logger": False,
     "enable_checkpointing": False,
@@ -29,6 +43,21 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     HOME.cleanup()
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is not installed
+def pytest_xdist_make_scheduler(config, log):
+    """With ``-n`` and no ``--dist``: what ``TOGETHER`` says, and any other test goes to whichever worker is free.
+
+    The marks of ``--dist loadgroup`` would do, but pytest-xdist 3.8 ignores them with pytest 9.2 (its issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # begins with the groups of most tests; single ones fill up the end
+        def _split_scope(self, nodeid):
+            return TOGETHER.get(Path(nodeid.partition("::")[0]).name, nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -162,12 +191,15 @@ def training():
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``."""
+    """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``.
+
+    It takes a minute: files that use it are together in ``TOGETHER``.
+    """
     from experiments import choice, free_port, started, write
 
     folder = tmp_path_factory.mktemp("compared")
     space = {"strategy": choice("fairdarts", "darts"), "seed": choice(0, 1)}
-    config, port = write(folder, space, maxTrialNumber=4), free_port(18560)
+    config, port = write(folder, space, maxTrialNumber=4), free_port()
     with started(["nni-fairdarts", "launch", "--config", config, "--port", port], port, folder / "nni") as experiment:
         experiment.wait_for_end(4)
         yield experiment

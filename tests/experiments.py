@@ -41,6 +41,8 @@ RUN = {
     },
 }  # fmt: skip
 OVER = ("SUCCEEDED", "FAILED", "USER_CANCELED", "EARLY_STOPPED", "SYS_CANCELED")
+PORTS = 18000, 20000  # below those that Linux gives to outgoing connections
+CLAIMS = []  # of the ports that were given out: sockets, open while this process lives
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -66,17 +68,43 @@ def write(folder: Path, space: dict, run: dict | None = None, **experiment) -> P
     return folder / "experiment.yaml"
 
 
-def free_port(first: int, count: int = 98) -> int:
-    """A port that is free, and the one after it, which NNI's remote service wants as well."""
-    for port in range(first, first + count, 2):
-        with socket.socket() as one, socket.socket() as next_one:
-            try:
-                one.bind(("0.0.0.0", port))
-                next_one.bind(("0.0.0.0", port + 1))
-            except OSError:
-                continue
+def free_port() -> int:
+    """A port that is free, as is the next one, which NNI's remote service wants as well.
+
+    No other test gets them, not in another process either: what listens there may need seconds to start.
+    """
+    for port in range(*PORTS, 2):
+        if claim := _claim(f"port {port}"):
+            with socket.socket() as one, socket.socket() as next_one:
+                try:
+                    one.bind(("0.0.0.0", port))
+                    next_one.bind(("0.0.0.0", port + 1))
+                except OSError:  # of something that is no test's
+                    claim.close()
+                    continue
+            CLAIMS.append(claim)
             return port
-    raise AssertionError(f"no free port from {first}")
+    raise AssertionError(f"no free port in {PORTS}")
+
+
+@contextmanager
+def one_tensorboard_starts():
+    """NNI takes the first port from 6006 where nothing answers yet: of two that start at a time one would fail."""
+    while not (claim := _claim("TensorBoard")):
+        time.sleep(0.2)
+    with claim:
+        yield
+
+
+def _claim(name: str) -> socket.socket | None:
+    """What no other process of tests on this machine can have until it is closed, or this process ends."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0nni-fairdarts tests: {name}")  # in Linux' abstract namespace, which leaves no file behind
+    except OSError:
+        claim.close()
+        return None
+    return claim
 
 
 def command(*words, **kwargs) -> subprocess.CompletedProcess:
@@ -118,7 +146,7 @@ class Running:
         """The trial's NNI_OUTPUT_DIR."""
         return self.folder / self.id / "environments" / "local-env" / "trials" / trial
 
-    def wait(self, condition, what: str, seconds: float = 240):
+    def wait(self, condition, what: str, seconds: float = 600):
         """What ``condition`` returns, once that is true; it is asked twice a second."""
         end = time.monotonic() + seconds
         while not (found := condition()):

@@ -146,7 +146,7 @@ def _sshd(machine: RemoteHost, config: Path) -> Iterator[None]:
         _end(sessions)
 
 
-def _wait_for(process: subprocess.Popen, ready: Callable[[], bool], log: Path, seconds: float = 10) -> None:
+def _wait_for(process: subprocess.Popen, ready: Callable[[], bool], log: Path, seconds: float = 30) -> None:
     """Until ``process`` is ready. Raises RuntimeError with its log when it ends, or takes longer."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from urllib.request import urlopen
 import browser as ui
 import psutil
 import pytest
+from experiments import one_tensorboard_starts
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +138,13 @@ def test_hyper_parameter_chart(browser, experiment, pictures):
 def test_tensorboard_button(browser, experiment):
     browser.get(f"{experiment['url']}/detail")
     trials = list(experiment["trials"])[:2]
-    said = ui.tensorboard(browser, trials)
-    assert "You are starting a new TensorBoard" in said
-    with urlopen(f"{experiment['url']}/api/v1/nni/tensorboard-tasks", timeout=10) as answer:
-        (task,) = json.load(answer)
-    url = f"http://127.0.0.1:{task['port']}/data/plugin/scalars/tags"
-    tags = ui.wait(browser, lambda: loaded(url, len(trials)), "the scalars of both trials")
+    with one_tensorboard_starts():
+        said = ui.tensorboard(browser, trials)
+        assert "You are starting a new TensorBoard" in said
+        with urlopen(f"{experiment['url']}/api/v1/nni/tensorboard-tasks", timeout=10) as answer:
+            (task,) = json.load(answer)
+        url = f"http://127.0.0.1:{task['port']}/data/plugin/scalars/tags"
+        tags = ui.wait(browser, lambda: loaded(url, len(trials)), "the scalars of both trials")
     runs = {re.sub(r"^\d+-|/.*$", "", run): set(names) for run, names in tags.items()}
     assert runs.keys() == set(trials)
     searches = {run: set(names) for run, names in tags.items() if run.endswith("/search")}

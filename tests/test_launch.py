@@ -14,6 +14,7 @@ import psutil
 import pytest
 import requests
 import yaml
+from experiments import free_port, one_tensorboard_starts
 from remote_host import SSHD, remote_host
 
 from nni_fairdarts.errors import InputError, ManagerError
@@ -69,7 +70,6 @@ class Launcher:
     def __init__(self, folder: Path):
         self.folder = folder
         self.experiments = folder / "experiments"
-        self.ports = (port for port in range(18100, 18200) if self._is_free(port))
         (folder / "trial.py").write_text(TRIAL)
         (folder / "pynvml.py").write_text(PYNVML)
 
@@ -88,7 +88,7 @@ class Launcher:
         return path
 
     def launch(self, config: Path, **options) -> "Experiment":
-        port = next(self.ports)
+        port = free_port()
         return Experiment(launching.launch(config, port, **options), port, self.experiments)
 
     def close(self) -> None:
@@ -97,11 +97,6 @@ class Launcher:
             output = (process.info["environ"] or {}).get("NNI_OUTPUT_DIR", "")
             if str(self.experiments) in (process.info["cmdline"] or []) or output.startswith(str(self.experiments)):
                 launching._kill([process, *process.children(recursive=True)])
-
-    @staticmethod
-    def _is_free(port: int) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 class Experiment:
@@ -118,7 +113,7 @@ class Experiment:
     def trials(self) -> list[dict]:
         return self.call("GET", "/trial-jobs")
 
-    def wait_for(self, *statuses: str, seconds: float = 120) -> list[dict]:
+    def wait_for(self, *statuses: str, seconds: float = 300) -> list[dict]:
         """Until the trials' statuses, sorted, are these."""
         deadline = time.monotonic() + seconds
         while (found := sorted(trial["status"] for trial in self.trials())) != sorted(statuses):
@@ -144,7 +139,7 @@ class Experiment:
         running = self.processes()
         nnictl = Path(sys.executable).with_name("nnictl")
         subprocess.run([nnictl, "stop", self.id], check=True, capture_output=True, timeout=120)
-        psutil.wait_procs(running, timeout=1)
+        psutil.wait_procs(running, timeout=10)
         assert [one for one in running if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
         assert self.processes() == []
 
@@ -203,12 +198,13 @@ def test_the_machines_own_address_refuses(experiment):
 
 def test_tensorboard_listens_there_too_and_finds_what_trials_write(experiment):
     trial = experiment.trials()[0]
-    started = experiment.call("POST", "/tensorboard", json={"trials": trial["trialJobId"]})
     try:
-        deadline = time.monotonic() + 60
-        while len(experiment.listening()) < 2:
-            assert time.monotonic() < deadline, experiment.log()
-            time.sleep(0.2)
+        with one_tensorboard_starts():
+            started = experiment.call("POST", "/tensorboard", json={"trials": trial["trialJobId"]})
+            deadline = time.monotonic() + 60
+            while len(experiment.listening()) < 2:
+                assert time.monotonic() < deadline, experiment.log()
+                time.sleep(0.2)
         assert experiment.listening() == {("127.0.0.1", experiment.port), ("127.0.0.1", int(started["port"]))}
         assert started["trialLogDirectoryList"] == [f"{trial['logPath']}/tensorboard"]
         commands = [one.cmdline() for one in experiment.processes() if one.name() == "tensorboard"]
@@ -400,7 +396,7 @@ def test_one_trial_at_a_time_on_each_device_while_the_others_wait(launcher, cuda
 def test_the_trial_keeper_on_another_machine_is_repaired_too(launcher):
     (launcher.folder / "code").mkdir()
     (launcher.folder / "code" / "trial.py").write_text(TRIAL)
-    with remote_host(next(launcher.ports)) as machine:
+    with remote_host(free_port()) as machine:
         (machine.home / "pynvml.py").write_text(PYNVML)
         # which the shell of an ssh session reads
         (machine.home / ".bashrc").write_text(f"export PYTHONPATH={machine.home} DEVICES=1 HELD=0 GO={machine.home}")
@@ -456,9 +452,14 @@ def test_ctrl_c_ends_everything_and_the_experiment_can_be_resumed(launcher, monk
     monkeypatch.setenv("HELD", "0,1")
     monkeypatch.setenv("GO", str(tmp_path))
     config = launcher.config("held", trialCommand="python trial.py | cat", maxTrialNumber=2)
-    port = next(launcher.ports)
+    port = free_port()
     script = f"from nni_fairdarts.manager.launching import launch; launch({str(config)!r}, {port}, wait=True)"
-    waiting = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background has none
+    )
     try:
         id = waiting.stdout.readline().split()[1]
         experiment = Experiment(id, port, launcher.experiments)
@@ -593,8 +594,8 @@ def test_values_that_nni_refuses_without_a_word(launcher):
 
 
 def test_ports(launcher):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
+    number = free_port() + 1
+    with socket.create_server(("127.0.0.1", number)):
         with pytest.raises(InputError, match=f"port {number} of 127.0.0.1 cannot be used: Address already in use"):
             launching.launch(launcher.config(), number)
         with pytest.raises(InputError, match=rf"port {number} .*\(NNI's remote service needs two ports\)"):
@@ -606,7 +607,7 @@ def test_ports(launcher):
 @pytest.mark.parametrize("host", ["203.0.113.7", "example", ""])
 def test_hosts(launcher, host):
     with pytest.raises(InputError, match=f"host must be an address of this machine, got '{host}'"):
-        launching.launch(launcher.config(), next(launcher.ports), host=host)
+        launching.launch(launcher.config(), free_port(), host=host)
 
 
 def remote(launcher, *hosts: str, ip: str | None = None) -> Path:
@@ -665,7 +666,7 @@ def test_a_manager_that_does_not_start_says_why(launcher, monkeypatch):
 
 def test_a_manager_that_fails_says_so_and_ends(launcher):
     tuner = {"className": "nosuch.Tuner", "codeDirectory": "."}
-    port = next(launcher.ports)
+    port = free_port()
     with pytest.raises(ManagerError, match="the experiment failed: .*its logs are in .*log$"):
         launching.launch(launcher.config(tuner=tuner), port, wait=True)
     id = (launcher.experiments / "_latest").readlink().name

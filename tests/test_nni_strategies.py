@@ -151,7 +151,7 @@ def test_a_run_is_not_on_nnis_list_of_experiments(tmp_path):
     from nni.tools.nnictl.config_utils import Experiments
 
     before = set(Experiments().get_all_experiments())
-    experiment.search(tiny(tmp_path, **{"search.epochs": 1, "search.gap_batches": 0}))
+    experiment.search(tiny(tmp_path, **S2_SPACE, **{"search.epochs": 1, "search.gap_batches": 0}))
     assert set(Experiments().get_all_experiments()) == before
     assert (tmp_path / "search" / "nni").is_dir()
 

@@ -23,7 +23,7 @@ from nni_fairdarts.manager import checks, launching
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "nni" / "remote.yaml"
 LOGS = {"trial.log": "trial.log", "stdout": "trial.stdout", "stderr": "trial.stderr"}  # names in REST, names of files
-SECONDS = 180  # for an experiment; it takes about ten on an idle machine
+SECONDS = 400  # for an experiment; it takes about ten on an idle machine
 
 STRATEGIES = ["fairdarts", "darts"]  # one trial each, in this order
 
@@ -53,7 +53,7 @@ def machine():
     if SSHD is None:
         reason = "sshd is needed; on Debian run: apt-get install openssh-server"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    with remote_host(free_port(18300)) as machine:
+    with remote_host(free_port()) as machine:
         yield machine
 
 
@@ -65,7 +65,7 @@ def installed():
 @pytest.fixture(scope="module")
 def outcome(machine, installed, tmp_path_factory):
     """Two trials; the manager listens on 127.0.0.1 alone, and the other machine comes to it through a tunnel."""
-    port = free_port(18300)
+    port = free_port()
     with tunnel(machine, port) as address:
         return experiment(machine, tmp_path_factory.mktemp("remote"), port, address, STRATEGIES)
 
@@ -75,7 +75,7 @@ def open_outcome(machine, tmp_path_factory):
     """One trial; the manager listens on every address and is called without a tunnel."""
     folder = tmp_path_factory.mktemp("open")
     with pytest.warns(UserWarning, match="will listen on 0.0.0.0 without a password: whoever reaches it can run code"):
-        return experiment(machine, folder, free_port(18300), machine.host, ["darts"], host="0.0.0.0")
+        return experiment(machine, folder, free_port(), machine.host, ["darts"], host="0.0.0.0")
 
 
 def experiment(machine, folder, port, manager_ip, strategies, **options) -> Outcome:
@@ -254,7 +254,7 @@ def test_nothing_is_installed(installed, outcome):
 
 def test_everything_ends_with_the_machine_also_when_a_test_fails(machine):
     def fail():
-        with remote_host(free_port(18300)) as other:
+        with remote_host(free_port()) as other:
             daemon = "nohup setsid sleep 1000 > /dev/null 2>&1 &"  # outlives its session, as NNI's trial keeper does
             subprocess.run([*other.ssh(), daemon], check=True, timeout=30)
             seen.extend([other, *other.processes()])

@@ -103,7 +103,7 @@ SWAPPED = "NNI's web UI and export show hyper-parameters of another trial here"
 UNREPORTED = "its final metric is not in NNI's database; the result is from its result.json"
 
 
-def wait(condition, seconds=120):
+def wait(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the experiment does not get there"
@@ -146,7 +146,7 @@ def seen(tmp_path_factory):
             return {path.stem: json.loads(path.read_text()) for path in witness.glob("*.json")}
 
         try:
-            manager.start(free_port(18200))
+            manager.start(free_port())
             open_ended = ("WAITING", "RUNNING")
             wait(lambda: [j.status in open_ended for j in manager.list_trial_jobs()] == [False] * 8 + [True])
             wait(lambda: (witness / "8 asked").exists())
@@ -154,7 +154,7 @@ def seen(tmp_path_factory):
             manager.stop()
             stopped, copy = read(folder), kept(folder, base / "copy")
             (witness / "resumed").touch()
-            resumed.resume(free_port(18200), wait_completion=False)
+            resumed.resume(free_port(), wait_completion=False)
             wait(lambda: resumed.get_status() == "DONE")
             pid = resumed._proc.pid
         finally:

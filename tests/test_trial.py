@@ -179,15 +179,15 @@ def test_the_table_is_printed_and_written(compared):
 
 @pytest.fixture(scope="module")
 def swapped(tmp_path_factory):
-    """Eight trials, two at a time, in NNI's own manager; the first asks for its parameters after the second."""
+    """Four trials, two at a time, in NNI's own manager; the first asks for its parameters after the second."""
     folder = tmp_path_factory.mktemp("swapped")
-    space = {"retrain.width": choice(*range(2, 18, 2)), "seed": choice(0)}
+    space = {"retrain.width": choice(2, 4, 6, 8), "seed": choice(0)}
     late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 12; fi; exec nni-fairdarts trial --config run.yaml'
     run = {"search": {**RUN["search"], "epochs": 1, "gap_batches": 0}}
-    config = write(folder, space, run, maxTrialNumber=8, trialCommand=late)
-    port = free_port(18600)
+    config = write(folder, space, run, maxTrialNumber=4, trialCommand=late)
+    port = free_port()
     with started(["nnictl", "create", "--config", config, "--port", port], port, folder / "nni") as experiment:
-        experiment.wait_for_end(8)
+        experiment.wait_for_end(4)
         yield experiment
 
 
@@ -197,7 +197,7 @@ def test_swapped_every_row_is_true(swapped):
     jobs, wrong = swapped.trials(), 0
     results(swapped.id)
     table = json.loads((swapped.folder / swapped.id / "results.json").read_text())
-    assert len(table["trials"]) == 8
+    assert len(table["trials"]) == 4
     for row in table["trials"]:
         run = swapped.output(row["id"]) / "run"
         weights = torch.load(run / "retrain" / "network.pt", weights_only=True)
@@ -207,7 +207,7 @@ def test_swapped_every_row_is_true(swapped):
         assert row["result"]["default"] == json.loads((run / "retrain" / "result.json").read_text())["test_accuracy"]
         wrong += json.loads(jobs[row["id"]]["hyperParameters"][0])["parameters"]["retrain.width"] != truth
     assert wrong >= 2  # or this test would show nothing
-    assert {row["hyperparameters"]["retrain.width"] for row in table["trials"]} == set(range(2, 18, 2))
+    assert {row["hyperparameters"]["retrain.width"] for row in table["trials"]} == {2, 4, 6, 8}
 
 
 # -- killed, stopped, resumed ------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     run = {"search": {**RUN["search"], "epochs": EPOCHS}, "retrain": {**RUN["retrain"], "epochs": 2}}
     config = write(folder, {"seed": choice(0, 1, 2)}, run, maxTrialNumber=3, trialConcurrency=3)
-    port = free_port(18640)
+    port = free_port()
     told = {}
     with started(["nni-fairdarts", "launch", "--config", config, "--port", port], port, folder / "nni") as experiment:
 

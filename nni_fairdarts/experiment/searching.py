@@ -99,6 +99,8 @@ class SearchParts:
 
 def check_search(config: RunConfig) -> SearchParts:
     """The parts of the configured search. Raises InputError where something is amiss."""
+    if config.search.cuda_graphs and device_of(config) != "cuda":
+        raise InputError("search.cuda_graphs needs a CUDA device, but the search would run on the CPU; leave it out")
     images = loaders = evaluator = None
     if config.evaluator is None:
         images = search_images(config)
@@ -153,7 +155,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
     weights_loader, alpha_loader, validation_loader = parts.loaders
     evaluator = Lightning(
         training_of(parts.images, config.search),
-        trainer_of(config, folder, config.search.epochs, logs),
+        trainer_of(config, folder, config.search.epochs, logs, precision=config.search.precision),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
         fit_kwargs=resumed,

@@ -26,6 +26,8 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "candidate_norm": settings.candidate_norm,
         "recompute": settings.recompute,
         "fused": settings.fused,
+        "compile": settings.compile,
+        "cuda_graphs": settings.cuda_graphs,
         "penalty": penalty,
     }
 

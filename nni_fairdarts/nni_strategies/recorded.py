@@ -40,7 +40,7 @@ class RecordsNNI(RecordsEpochs, ForwardedHooks):
 
     def on_before_backward(self, loss: Tensor):
         name = self._due.pop(0)  # NNI goes backwards from α's loss first
-        self.note(name, loss.detach())
+        self.note_loss(name, loss, self.trainer.fit_loop.epoch_loop.batch_idx)
         self._batches += name == "train_loss"
         return super().on_before_backward(loss)
 

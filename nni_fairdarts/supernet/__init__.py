@@ -6,6 +6,7 @@ their arguments, whose weights come from ``values.py``, ``attention.py`` for att
 layers without a choice.
 """
 
+import torch
 from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
 from nni.nas.nn.pytorch import MutableModule
 from torch import nn
@@ -43,6 +44,7 @@ __all__ = [
     "SupernetOptions",
     "ValuePolicy",
     "choices_of",
+    "compile_cells",
     "read_whole_cells",
     "refuse",
     "refuse_twins",
@@ -57,6 +59,17 @@ def choices_of(module: nn.Module) -> tuple[Choice, ...]:
         return module.choices()
     weights = getattr(module, "value_weights", None)
     return weights.choices() if isinstance(weights, ValueWeights) else ()
+
+
+def compile_cells(supernet: nn.Module, backend: bool | str) -> None:
+    """Compile every gated cell in place, when it is first called; ``backend`` True stands for torch's own."""
+    cells = [module for module in supernet.modules() if isinstance(module, GatedCell)]
+    # All run one code, and each compiles it anew with α frozen, with the weights frozen, and in evaluation. Over the
+    # compiler's limit (8) what comes later would not be compiled.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(cells))
+    for cell in cells:
+        cell.compile() if backend is True else cell.compile(backend=backend)
 
 
 def refuse(module: nn.Module, name: str, memo: dict, mutate_kwargs: dict) -> None:

@@ -35,6 +35,10 @@ class Edges(nn.ModuleList):
             states.append(sum(terms[1:], terms[0]))
         return states
 
+    def plain(self) -> "Edges":
+        """These; a fused cell's, one by one."""
+        return self
+
 
 class GatedCell(GatedModule):
     """A cell in which every node sums over all earlier states and all operations of gate times output.

@@ -1,6 +1,6 @@
 """Memory for time: what a candidate computes inside is computed again in the backward pass instead of being kept."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,19 +18,12 @@ def recomputed(module: nn.Module, *args, **kwargs):
     The module must not change its arguments in place; its forward hooks run twice.
     Chen et al., arXiv 1604.06174, by ``torch.utils.checkpoint``.
     """
-    if isinstance(module, nn.Identity):
+    if not torch.is_grad_enabled() or isinstance(module, nn.Identity):
         return module(*args, **kwargs)
-    return called_again(module, module.modules(), *args, **kwargs)
-
-
-def called_again(function: Callable, owners: Iterable[nn.Module], *args, **kwargs):
-    """``recomputed`` for any function: ``owners`` are the modules whose own buffers it changes."""
-    if not torch.is_grad_enabled():
-        return function(*args, **kwargs)
     start = copies_of(
         {
             (owner, name): buffer
-            for owner in owners
+            for owner in module.modules()
             for name, buffer in owner.named_buffers(recurse=False, remove_duplicate=False)
         }
     )
@@ -40,9 +33,9 @@ def called_again(function: Callable, owners: Iterable[nn.Module], *args, **kwarg
         nonlocal again
         if not again:
             again = True
-            return function(*args, **kwargs)
+            return module(*args, **kwargs)
         with buffers_from(start):
-            return function(*args, **kwargs)
+            return module(*args, **kwargs)
 
     return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
 

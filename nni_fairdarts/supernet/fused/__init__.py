@@ -5,12 +5,28 @@ The mathematics is that of the plain one; ``fuse`` and ``unfuse`` change the one
 
 from torch import nn
 
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.cell import GatedCell
 from nni_fairdarts.supernet.fused.edges import FusedEdges
 from nni_fairdarts.supernet.fused.together import Together
 from nni_fairdarts.supernet.layer import GatedLayer
 
-__all__ = ["FusedEdges", "fuse", "unfuse"]
+__all__ = ["FusedEdges", "check_norms", "fuse", "is_fused", "unfuse"]
+
+
+def is_fused(supernet: nn.Module) -> bool:
+    """Whether any cell of it is fused."""
+    return any(isinstance(module, FusedEdges) for module in supernet.modules())
+
+
+def check_norms(supernet: nn.Module) -> None:
+    """Raise InputError where Lightning put batch norms that wait for other processes in the place of fused ones."""
+    fused = is_fused(supernet) or any(getattr(module, "together", None) for module in supernet.modules())
+    if fused and any(isinstance(module, nn.SyncBatchNorm) for module in supernet.modules()):
+        raise InputError(
+            "sync_batchnorm does not go with a fused supernet, whose batch norms see their own process's batch; leave "
+            "it out of the trainer, or use FairDARTS(fused=False)"
+        )
 
 
 def fuse(supernet: nn.Module) -> None:

@@ -3,60 +3,62 @@
 from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nni_fairdarts.kernels.rows import by_edge, size_of, to_image, to_rows
 from nni_fairdarts.supernet.fused.layers import convolved, normalized, scaled
-from nni_fairdarts.supernet.fused.plan import Chain, Free, Reduce, Stage, norms_of
+from nni_fairdarts.supernet.fused.plan import Chain, Free, Reduce, Stage
 from nni_fairdarts.supernet.fused.shared import Shared
-from nni_fairdarts.supernet.recompute import called_again
 
 
 class ComposedSource:
-    """What ``Source`` is, with torch's own gradients and with batch norms that are in training or evaluation."""
+    """What ``Source`` is, with torch's own gradients and with batch norms that are in training or evaluation.
+
+    With ``keep`` False each candidate is computed again in the backward pass, but where a compiler decides that itself.
+    """
 
     def __init__(self, x: Tensor, plans, gates: Tensor, keep: bool):
-        self.x = x
         self.plans = plans
         self.gates = gates
         self.edges = len(gates)
-        self.keep = keep
+        self.keep = keep or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        self.shared = Shared(x, self.edges)
 
     def run(self) -> tuple[list[Tensor], None]:
         """For every edge an image (B, C, h, w); there is nothing to add."""
-        if self.keep or torch.compiler.is_compiling():  # a compiler decides itself what to keep
-            return self._images(self.x, self.gates), None
-        return called_again(self._images, norms_of(self.plans), self.x, self.gates), None
+        images = [self._output(plan, self.gates[:, k : k + 1]) for k, plan in enumerate(self.plans)]
+        total = reduce(torch.add, (by_edge(to_rows(image), self.edges) for image in images))
+        return [to_image(rows, size_of(images[-1])) for rows in total.unbind()], None
 
-    def _images(self, x: Tensor, all_gates: Tensor) -> list[Tensor]:
-        self.shared = Shared(x, self.edges)
-        terms = []
-        for k, plan in enumerate(self.plans):
-            gates = all_gates[:, k : k + 1]
-            image = self._free(plan, gates) if isinstance(plan, Free) else self._chain(plan, gates)
-            terms.append(by_edge(to_rows(image), self.edges))
-        total = reduce(torch.add, terms)
-        return [to_image(rows, size_of(image)) for rows in total.unbind()]
+    def _output(self, plan: Free | Chain, gates: Tensor) -> Tensor:
+        compute = self._free if isinstance(plan, Free) else self._chain
+        if self.keep:
+            return compute(plan, gates, True)
+        if isinstance(plan, Chain):  # what others share is made outside, and once
+            self.shared.interleaved() if isinstance(plan.stages[0], Reduce) else self.shared.activated()
+        times = iter([True])  # the second time statistics have seen the batch
+        return checkpoint(
+            lambda gates: compute(plan, gates, next(times, False)), gates, use_reentrant=False, preserve_rng_state=False
+        )
 
-    def _free(self, plan: Free, gates: Tensor) -> Tensor:
+    def _free(self, plan: Free, gates: Tensor, first: bool) -> Tensor:
         image = self.shared.x if plan.pooling is None else plan.pooling(self.shared.x)
-        if plan.norm is None:
-            image = torch.cat([image] * self.edges, 1)
-        else:
-            image = normalized(plan.norm, torch.cat([image] * self.edges, 1), None, None)
+        image = torch.cat([image] * self.edges, 1)
+        if plan.norm is not None:
+            image = normalized(plan.norm, image, None, None, first)
         weights = gates.expand(-1, image.shape[1] // self.edges).reshape(1, -1, 1, 1)
         return image * weights.to(image.dtype)
 
-    def _chain(self, chain: Chain, gates: Tensor) -> Tensor:
+    def _chain(self, chain: Chain, gates: Tensor, first: bool) -> Tensor:
         x = self.shared.activated()
-        for stage in chain.stages:
-            y = self._reduced(stage) if isinstance(stage, Reduce) else self._convolved(stage, x)
-            if stage is chain.stages[-1]:
-                like = stage.norm.running_mean  # also where y is in half precision
-                scale, shift = (None if p is None else p.flatten().to(like.dtype) for p in scaled(stage.norm, gates))
-                return normalized(stage.norm, y, scale, shift)
-            x = normalized(stage.norm, y, stage.norm.weight, stage.norm.bias).relu()
-        raise AssertionError("a chain has a last stage")
+        for stage in chain.stages[:-1]:
+            x = normalized(stage.norm, self._convolved(stage, x), stage.norm.weight, stage.norm.bias, first).relu()
+        last = chain.stages[-1]
+        y = self._reduced(last) if isinstance(last, Reduce) else self._convolved(last, x)
+        scale, shift = (None if part is None else part.flatten() for part in scaled(last.norm, gates))
+        return normalized(last.norm, y, scale, shift, first)
 
     def _convolved(self, stage: Stage, x: Tensor) -> Tensor:
         for conv in stage.convolutions:
@@ -65,8 +67,7 @@ class ComposedSource:
 
     def _reduced(self, stage: Reduce) -> Tensor:
         even, odd = self.shared.interleaved().chunk(2, 1)
-        halves = [
-            torch.nn.functional.conv2d(half, conv.weight).unflatten(1, (self.edges, -1))
-            for half, conv in ((even, stage.first), (odd, stage.second))
-        ]
-        return torch.cat(halves, 2).flatten(1, 2)
+        pairs = ((even, stage.first), (odd, stage.second))
+        return torch.cat(
+            [F.conv2d(half, conv.weight).unflatten(1, (self.edges, -1)) for half, conv in pairs], 2
+        ).flatten(1, 2)

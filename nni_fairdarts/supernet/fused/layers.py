@@ -31,7 +31,7 @@ def convolved(conv: Conv, x: Tensor, edges: int) -> Tensor:
 
 def scaled(norm: Norm, gates: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale and shift of a batch norm with the gates (E, 1) in them, (E, C) each; the shift None where it has none."""
-    channels = norm.num_features // len(gates)
+    channels, gates = norm.num_features // len(gates), gates.to(norm.running_mean.dtype)
     if norm.weight is None:
         # In one piece: torch's batch norm reads past the end of an expanded scale in its backward pass on a CPU.
         return gates.expand(-1, channels).contiguous(), None
@@ -63,12 +63,16 @@ def follow(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     norm.running_var.lerp_(variance, factor)
 
 
-def normalized(norm: Norm, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """A batch norm by torch's own operation, in training or evaluation, with other scales and shifts (E·C,)."""
+def normalized(norm: Norm, x: Tensor, scale: Tensor | None, shift: Tensor | None, first: bool = True) -> Tensor:
+    """A batch norm by torch's own operation, in training or evaluation, with other scales and shifts (E·C,).
+
+    Where it is not the ``first`` time that it sees a batch, its statistics stay.
+    """
     if not norm.training:
         return F.batch_norm(x, norm.running_mean, norm.running_var, scale, shift, False, 0.0, norm.eps)
     # With this momentum they hold the batch's own afterwards, the variance as the unbiased one.
     mean, variance = torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
     z = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, norm.eps)
-    follow(norm, mean, variance)
+    if first:
+        follow(norm, mean, variance)
     return z

@@ -1,6 +1,6 @@
 """What a candidate is made of, read from its modules: the structure that a fused supernet can share and fold."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nni.nas.hub.pytorch.nasnet import FactorizedReduce
@@ -54,18 +54,14 @@ class Chain:
     stages: tuple[Stage | Reduce, ...]
 
 
-def norms_of(plans: Iterable[Free | Chain]) -> list[Norm]:
-    """Their batch norms."""
-    parts = [part for plan in plans for part in (plan.stages if isinstance(plan, Chain) else [plan])]
-    return [part.norm for part in parts if part.norm is not None]
-
-
 def plan_of(candidate: nn.Module) -> Free | Chain | None:
-    """The structure of a candidate, None where it has another one than these."""
+    """The structure of a candidate, None where it has another one than these, or hooks: those would not be called."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in candidate.modules()):
+        return None
     if isinstance(candidate, FactorizedReduce):
         return _reduce(candidate)
     leaves = list(_leaves(candidate))
-    if not leaves or any(leaf._forward_hooks or leaf._forward_pre_hooks for leaf in leaves):
+    if not leaves:
         return None
     if len(leaves) == 1 and type(leaves[0]) is nn.Identity:
         return Free(None, None)

@@ -50,7 +50,7 @@ class Source:
 
     def __init__(self, x: Tensor, plans: Sequence[Free | Chain], gates: Tensor, keep: bool):
         self.plans = plans
-        self.gates = gates.to(x.dtype)
+        self.gates = gates.to(x.dtype)  # α is in float32 or better
         self.edges = len(gates)
         self.keep = keep
         self.shared = Shared(x, self.edges)

@@ -13,11 +13,11 @@ class StackedConv2d(nn.Module):
         super().__init__()
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
             setattr(self, name, getattr(convolutions[0], name))
-        self.edges = len(convolutions)
+        self.stacked = len(convolutions)
         self.weight = _stacked([convolution.weight for convolution in convolutions])
 
     def extra_repr(self) -> str:
-        return f"{self.edges} × ({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size})"
+        return f"{self.stacked} × ({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size})"
 
 
 class StackedNorm(nn.BatchNorm2d):
@@ -26,7 +26,7 @@ class StackedNorm(nn.BatchNorm2d):
     def __init__(self, norms: list[nn.BatchNorm2d]):
         one = norms[0]
         super().__init__(len(norms) * one.num_features, one.eps, one.momentum, one.affine)
-        self.edges = len(norms)
+        self.stacked = len(norms)
         if one.affine:
             self.weight, self.bias = (_stacked([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
         for name in ("running_mean", "running_var"):

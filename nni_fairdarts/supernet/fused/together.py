@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nni_fairdarts.supernet.fused.plan import Chain, Free, Norm, norms_of, plan_of
+from nni_fairdarts.supernet.fused.plan import Chain, Free, Norm, plan_of
 from nni_fairdarts.supernet.fused.sources import source_for
 from nni_fairdarts.supernet.layer import GatedLayer
 
@@ -37,7 +37,9 @@ class Together:
         plans = tuple(map(plan_of, candidates))
         if None in plans or not any(isinstance(plan, Chain) for plan in plans) or not _alike(candidates):
             return None
-        return cls(plans, tuple(norms_of(plans)), not layer.options.recompute)
+        stages = [stage for plan in plans if isinstance(plan, Chain) for stage in plan.stages]
+        norms = [stage.norm for stage in stages] + [p.norm for p in plans if isinstance(p, Free) and p.norm is not None]
+        return cls(plans, tuple(norms), not layer.options.recompute)
 
     def takes(self, x) -> bool:
         """Whether ``x`` is a batch of images."""

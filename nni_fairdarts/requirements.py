@@ -1,0 +1,67 @@
+"""What a search asks of its settings, its evaluator and its images; raised before anything is trained."""
+
+import math
+
+import torch
+from nni.nas.hub.pytorch.nasnet import NDS
+from torch import Tensor, nn
+
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.network import check_image_size, stem_channels
+
+
+def check_images(space: NDS, inputs: tuple) -> None:
+    """Raise InputError, before a first step is taken, for images that the space's stem cannot take."""
+    images = inputs[0]
+    wanted = stem_channels(space)
+    if images.ndim != 4 or images.shape[1] != wanted:
+        raise InputError(
+            f"this space takes images (N, {wanted}, H, W), but the evaluator's loader gives {tuple(images.shape)}; for "
+            "another number of channels use nni_fairdarts.spaces.DARTS(in_channels=...)"
+        )
+    for side in images.shape[-2:]:
+        check_image_size(side, space.dataset)
+
+
+def channels_last(space: NDS, inputs: tuple) -> tuple:
+    """The images in the order that the fused cells work in, so that nothing on the way is copied."""
+    return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
+
+
+def check_one_loader(who: str, name: str, loaders) -> None:
+    if isinstance(loaders, list | tuple | dict):
+        raise InputError(
+            f"{who} from one loader, but the evaluator's {name} are {len(loaders)}; give one for the images of all "
+            "(torch.utils.data.ConcatDataset)"
+            + (", and those to validate on as FairDARTS(validation_dataloaders=...)" if name[0] == "v" else "")
+        )
+
+
+def check_trainer(trainer) -> None:
+    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
+    if trainer.gradient_clip_val is not None:
+        raise InputError(
+            f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "
+            f"itself; leave it out there and use FairDARTS(gradient_clip_val={trainer.gradient_clip_val})"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but a search "
+            "takes a step for every batch; leave it out and make the loaders' batches larger"
+        )
+
+
+def like(model: nn.Module) -> Tensor:
+    """One of the model's floating-point parameters, for its dtype and device; an empty tensor where it has none."""
+    return next((p.detach() for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def check_number(name: str, value, expected: str, fits, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and fits(value)):
+        raise InputError(f"{name} must be {'a whole number, ' if whole else ''}{expected}, got {value!r}")
+
+
+def known(name: str, value: str, known) -> None:
+    if value not in tuple(known):
+        raise InputError(f"unknown {name} {value!r}; known: {', '.join(known)}")
