@@ -72,19 +72,25 @@ class FusedEdges(nn.Module):
         return sum(map(len, self.places))
 
     def __getitem__(self, k: int) -> nn.ModuleDict:
-        return self.plain()[k]
+        edge = self._skeleton[0][k]
+        return self._filled(edge, f"{range(len(self))[k]}.")
 
     def plain(self) -> nn.ModuleList:
         """The list of edges, with copies of the weights and statistics."""
+        return self._filled(self._skeleton[0], "")
+
+    def _filled(self, skeleton: nn.Module, prefix: str) -> nn.Module:
+        """A part of the list, whose names there begin with ``prefix``, with copies of its weights and statistics."""
         own = self.tensors()
         like = next((tensor for tensor in own.values() if tensor.is_floating_point()), torch.empty(0))
-        edges = copy.deepcopy(self._skeleton[0]).to_empty(device=like.device).to(like.dtype)
-        edges.load_state_dict(self.state_dict())
+        part = copy.deepcopy(skeleton).to_empty(device=like.device).to(like.dtype)
+        state = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefix)}
+        part.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
         for name, plain in self.names().items():
-            if isinstance(own[name], nn.Parameter):
-                for parameter in map(edges.get_parameter, plain):
-                    parameter.requires_grad_(own[name].requires_grad)
-        return edges.train(self.training)
+            for inside in (p.removeprefix(prefix) for p in plain if p.startswith(prefix)):
+                if isinstance(own[name], nn.Parameter):
+                    part.get_parameter(inside).requires_grad_(own[name].requires_grad)
+        return part.train(self.training)
 
     def gains(self) -> bool:
         """Whether there is anything to share but the states themselves."""
