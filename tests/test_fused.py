@@ -322,7 +322,6 @@ def test_float32_loses_no_more_than_the_plain_supernet(norm):
             assert ours < max((8 if change == "one colour" else 2) * theirs, 3e-6), (change, deviations)
 
 
-@norms
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["autocast", "model"])
