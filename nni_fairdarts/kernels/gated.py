@@ -50,7 +50,8 @@ class Gated(Function):
         d = front.filtered(geometry)
         edges = _edges(d, pointwise)
         # Behind a filter that pads, images of the largest mean vary at their borders.
-        exact = weight is None or 0 in geometry.padding
+        coarse = d.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        exact = coarse or weight is None or 0 in geometry.padding
         mean, spread, variance = moments(edges[:1] if _shared(d, pointwise) else edges, pointwise, exact)
         rstd = (variance + eps).rsqrt()
         a = (gate * rstd).unsqueeze(2) * pointwise
