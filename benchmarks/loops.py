@@ -50,11 +50,6 @@ def prepare(supernet: nn.Module, variant: Variant) -> None:
     if variant.channels_last:
         supernet.to(memory_format=torch.channels_last)
         supernet.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
-    if variant.compiled:
-        torch._dynamo.config.recompile_limit = 64  # cells share their code, and each has two steps
-        for module in supernet.modules():
-            if hasattr(module, "edge_indices") or hasattr(module, "op_names"):  # a cell of ours, or of NNI's
-                module.compile()
 
 
 class BareLoop:
