@@ -21,8 +21,8 @@ class Variant:
     """A row of the table: a supernet, and how its step is taken.
 
     arguments: of ``FairDARTS(...)``; None for NNI's own DARTS. The others say what is done to the finished supernet:
-    weights and images in channels_last, forward passes under bf16 autocast, both steps recorded once and replayed as one
-    CUDA graph (in the bare loop alone).
+    weights and images in channels_last, forward passes under bf16 autocast, both steps recorded once and replayed
+    as one CUDA graph (in the bare loop alone).
     """
 
     title: str
