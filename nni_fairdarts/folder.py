@@ -13,7 +13,8 @@ from nni_fairdarts.history import read_history
 
 def create(folder: Path) -> Path:
     """Make a new, empty ``folder``. Raises InputError where something is there or it cannot be made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # os, not Path: those raise where a name is too long, or a parent folder may not be entered.
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
         hint = "give another --name (in a run: another --into)"
         if resumable(folder):
             hint += f", or go on with it: nni-fairdarts search --resume {folder}"
@@ -48,12 +49,17 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    """What ``write_json`` wrote. Raises InputError where it is missing or damaged."""
+def read_json(path: Path, *keys: str) -> dict:
+    """What ``write_json`` wrote, with all of ``keys``. Raises InputError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}; the run is not finished, or the file is damaged") from error
+    return content
 
 
 def run_of(folder: Path) -> RunConfig:
@@ -70,19 +76,18 @@ def run_of(folder: Path) -> RunConfig:
 def last_epoch(folder: Path) -> dict:
     """The last epoch of a run's history. Raises InputError where no epoch was finished."""
     path = folder / "history.jsonl"
-    records = read_history(path) if path.is_file() else []
+    records = read_history(path) if path.exists() else []
     if not records:
         raise InputError(f"{path} holds no finished epoch, so there are no gates to derive from; let the search run")
-    if not isinstance(records[-1], dict):
-        raise InputError(f"the last line of {path} is no record of an epoch: the file is damaged")
     return records[-1]
 
 
 def last_gates(folder: Path) -> dict:
     """The last epoch of a run's history, with gates of cells. Raises InputError where it has none."""
     last = last_epoch(folder)
-    gates = last.get("gates")
-    if not isinstance(gates, dict) or not {"normal", "reduce"} <= gates.keys():
+    gates, operations = last.get("gates"), last.get("operations", {})
+    named = isinstance(operations, dict) and all(isinstance(names, list) for names in operations.values())
+    if not (named and isinstance(gates, dict) and {"normal", "reduce"} <= gates.keys()):
         raise InputError(
             f"the last line of {folder / 'history.jsonl'} has no gates of a normal and a reduce cell: the search "
             "was of another space or by a strategy without gates, or the file is damaged"

@@ -32,14 +32,16 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
     _check_same(config)
     finished, retraining = config.folder / "result.json", config.folder / "retrain"
     if finished.is_file():
-        searched = read_json(finished)
+        searched = read_json(finished, "supernet_accuracy", "skip_connections", "nni_sample", "seconds")
     elif resumable(config.folder) and config.search.strategy != "enas":  # see resume
         searched = resume(config.folder, listener, _part(logs, "search"))
     else:
         shutil.rmtree(config.folder, ignore_errors=True)  # no epoch was finished
         return run(config, listener, logs)
     if (retraining / "result.json").is_file():
-        return searched, read_json(retraining / "result.json")
+        return searched, read_json(
+            retraining / "result.json", "test_accuracy", "parameters", "multiply_adds", "seconds"
+        )
     checkpoint = retraining / "checkpoints" / "last.ckpt"
     if not is_readable(checkpoint):
         shutil.rmtree(retraining, ignore_errors=True)

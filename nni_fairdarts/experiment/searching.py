@@ -65,7 +65,9 @@ def resume(folder: Path, listener: Listener | None = None, logs: Path | None = N
     if not checkpoint.is_file():
         raise InputError(f"{folder} has no checkpoint (no epoch was finished); remove the folder and search again")
     try:  # Lightning reads what this has shown to be plain data
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not {"pytorch-lightning_version", "state_dict", "loops"} <= content.keys():
+            raise ValueError("it is of another program")
     except Exception as error:  # torch raises many kinds for a broken file
         raise InputError(
             f"cannot read the checkpoint {checkpoint} ({type(error).__name__}): it is damaged, or not one of this "
