@@ -8,10 +8,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from nni_fairdarts.arguments import FORMAT, explain, run_config, run_parser
+from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
+from nni_fairdarts.failures import complain, unexpected
 from nni_fairdarts.folder import resumable, run_of
+from nni_fairdarts.variables import nonsense
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
 
@@ -46,7 +48,7 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
 def _derive(parsed: Namespace, config: None) -> None:
     from nni_fairdarts import experiment
 
-    if parsed.output and Path(parsed.output).exists():
+    if parsed.output and os.path.lexists(parsed.output):
         raise InputError(f"{parsed.output} exists already; choose another --output")
     genotype = experiment.derive(Path(parsed.run), parsed.discretization, parsed.threshold)
     print(genotype)
@@ -164,12 +166,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="nni-fairdarts", exit_on_error=False, allow_abbrev=False, parser_mode=FORMAT, description=__doc__
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    parsers = {name: make() for name, (make, _, _) in COMMANDS.items()}
+    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
+    # Only the parser that is needed: to make all takes longer than a command that ends with an error.
+    parsers = {name: make() if [name] == arguments[:1] else ArgumentParser() for name, (make, _, _) in COMMANDS.items()}
     for name, (_, _, text) in COMMANDS.items():
         commands.add_subcommand(name, parsers[name], help=text)
-    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
     known = parsers.get(arguments[0]) if arguments else None
     try:
+        if arguments[:1] != ["launch"]:  # its --config is NNI's
+            for path in _config_files(arguments):
+                check_file(path)
         if arguments[:1] == ["retrain"]:
             arguments = _with_defaults_of_the_run(arguments, parsers["retrain"])
         parsed = parser.parse_args(arguments)
@@ -179,20 +185,26 @@ def main(arguments: list[str] | None = None) -> int:
             _refuse_more_than_resume(values, parsers["search"])
         config = run_config(values) if command in OF_A_RUN else None
     except (ArgumentError, InputError) as error:
-        return _complain(explain(error, known or parser))
+        return complain(explain(error, known or parser), error=error)
+    except Exception as error:
+        return unexpected(error)
+    if error := nonsense():
+        return complain(error)
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
     try:
         with warnings.catch_warnings():
             _quieten()
             COMMANDS[command][1](values, config)
     except InputError as error:
-        return _complain(str(error))
+        return complain(str(error), error=error)
     except (NonFiniteLoss, ManagerError) as error:
-        return _complain(str(error), 1)
+        return complain(str(error), 1, error)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        return _complain(_stopped(command, values, config), 130)
+        return complain(_stopped(command, values, config), 130)
+    except Exception as error:
+        return unexpected(error)
     return 0
 
 
@@ -220,6 +232,12 @@ def _config_first(arguments: list[str]) -> list[str]:
     return others[:1] + files + others[1:]
 
 
+def _config_files(arguments: list[str]) -> list[Path]:
+    """The files that --config names."""
+    behind = [file for option, file in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    return [Path(file) for file in behind] + [Path(a[9:]) for a in arguments if a.startswith("--config=")]
+
+
 def _with_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> list[str]:
     """The arguments of ``retrain RUN``, with the run's configuration in place of ``parser``'s defaults."""
     values = parser.parse_args([a for a in arguments[1:] if not a.startswith("--print_config")])
@@ -238,11 +256,6 @@ def _refuse_more_than_resume(values: Namespace, parser: ArgumentParser) -> None:
         raise InputError(
             f"--resume goes on with the run's own configuration; leave out {', '.join(f'--{name}' for name in others)}"
         )
-
-
-def _complain(message: str, code: int = 2) -> int:
-    print(f"nni-fairdarts: error: {message}", file=sys.stderr)
-    return code
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
