@@ -48,6 +48,10 @@ def _crop(data: ImageData, augmentation: Augmentation) -> list[nn.Module]:
             "'imagenet'"
         )
     padding = augmentation.crop_padding
+    if padding > data.image_size:
+        raise InputError(
+            f"crop_padding must be at most the images' {data.image_size} pixels, got {padding}; 0 turns the crop off"
+        )
     return [v2.RandomCrop(data.image_size, padding=padding), *_flip(augmentation)] if padding else _flip(augmentation)
 
 

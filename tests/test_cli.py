@@ -316,7 +316,7 @@ BAD_FILES = {
     "serach: {epochs: 2}": "unknown name 'serach.epochs', did you mean search.epochs?",
     "search: {epoch: 2}": "Known: search.strategy, search.epochs, search.batch_size",
     "space: {wdth: 2}": "unknown name 'space.wdth', did you mean space.width? Known: space.name, space.arguments",
-    "search: {epochs: 2": "Problems parsing config",
+    "search: {epochs: 2": "bad.yaml is not YAML: while parsing a flow mapping",
     "search: 3": "search",
 }
 

@@ -10,9 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nni_fairdarts"
 LAYERS = {
     "errors": 0,
+    "failures": 0,
     "files": 0,
     "randomness": 0,
     "stopping": 0,
+    "variables": 0,
     "_nni": 0,
     "edges": 1,
     "checkpoints": 1,
@@ -23,6 +25,7 @@ LAYERS = {
     "kernels": 1,
     "users": 1,
     "watch": 1,
+    "yaml_files": 1,
     "graphs": 1,
     "genotype": 2,
     "arguments": 2,

@@ -67,9 +67,10 @@ def retrain(
     or written, for data, sizes and folders that do not fit.
     """
     parts = check_retraining(config)
+    network = _network(config, architecture, parts[0])
     run_folder.create(folder)
     with run_folder.locked(folder):
-        return _retrain(config, parts, architecture, folder, None, logs)
+        return _retrain(config, parts, architecture, network, folder, None, logs)
 
 
 def resume_retraining(folder: Path, config: RunConfig | None = None, logs: Path | None = None) -> dict:
@@ -90,18 +91,24 @@ def resume_retraining(folder: Path, config: RunConfig | None = None, logs: Path 
     else:
         raise InputError(f"{folder} holds no retraining that was begun: it has no genotype.json; give RUN/retrain")
     parts = check_retraining(config)
+    network = _network(config, architecture, parts[0])
     with run_folder.locked(folder):
-        return _retrain(config, parts, architecture, folder, last_checkpoint("retrain", config, folder), logs)
+        checkpoint = last_checkpoint("retrain", config, folder)
+        return _retrain(config, parts, architecture, network, folder, checkpoint, logs)
 
 
 def _retrain(
-    config: RunConfig, parts, architecture: Genotype | Mapping, folder: Path, checkpoint: Path | None, logs: Path | None
+    config: RunConfig,
+    parts: tuple,
+    architecture: Genotype | Mapping,
+    network: nn.Module,
+    folder: Path,
+    checkpoint: Path | None,
+    logs: Path | None,
 ) -> dict:
     images, loaders_or_evaluator = parts
     began = time.perf_counter()
     earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
-    prepare(config)
-    network = _network(config, architecture, images)
     if isinstance(architecture, Genotype):
         architecture.save(folder / "genotype.json")
         kept = {"genotype": architecture.to_json()}
@@ -162,6 +169,8 @@ def architecture_of(folder: Path) -> Genotype | dict:
 
 
 def _network(config: RunConfig, architecture: Genotype | Mapping, images: datasets.ImageData | None) -> nn.Module:
+    """The derived network with fresh weights, drawn first with the run's seed. Raises InputError for misfits."""
+    prepare(config)
     if not isinstance(architecture, Genotype):
         return freeze(make_space(config, images), architecture)
     if images is None:
