@@ -10,8 +10,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from nni_fairdarts.arguments import FORMAT, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
+from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFiniteLoss
 from nni_fairdarts.folder import resumable, run_of
+from nni_fairdarts.launched import end_with_parent, launched_rank
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
 
@@ -181,13 +182,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (ArgumentError, InputError) as error:
         return _complain(explain(error, known or parser))
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
+    if launched_rank() != 0:
+        _be_one_of_several()
     try:
         with warnings.catch_warnings():
             _quieten()
             COMMANDS[command][1](values, config)
     except InputError as error:
         return _complain(str(error))
-    except (NonFiniteLoss, ManagerError) as error:
+    except (NonFiniteLoss, LostProcess) as error:  # of all processes, so the first one says it for all
+        return _complain(str(error), 1) if launched_rank() == 0 else 1
+    except ManagerError as error:
         return _complain(str(error), 1)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -240,8 +245,16 @@ def _refuse_more_than_resume(values: Namespace, parser: ArgumentParser) -> None:
         )
 
 
+def _be_one_of_several() -> None:
+    """What the first process prints is enough; without it this one has nothing to do."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    warnings.showwarning = lambda *args, **kwargs: None
+    end_with_parent()
+
+
 def _complain(message: str, code: int = 2) -> int:
-    print(f"nni-fairdarts: error: {message}", file=sys.stderr)
+    which = f"process {launched_rank()}: " if launched_rank() else ""
+    print(f"nni-fairdarts: error: {which}{message}", file=sys.stderr)
     return code
 
 
@@ -251,7 +264,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def _quieten() -> None:
     """Keep the console for the progress bar and one line per epoch; errors and real warnings still show."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -260,7 +273,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts
-    warnings.showwarning = _show_warning
+    if launched_rank() == 0:
+        warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
     logging.getLogger("nni").setLevel(logging.ERROR)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
 from nni_fairdarts.watch import LossWatch
 
@@ -17,7 +17,7 @@ LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gat
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
 
 
-class RecordsEpochs(pl.LightningModule):
+class RecordsEpochs(AmongProcesses):
     """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
 
     ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
@@ -49,7 +49,8 @@ class RecordsEpochs(pl.LightningModule):
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self):
-        self._watch = LossWatch()  # of this run: what an earlier one has found is its own
+        # Of this run: what an earlier one has found is its own.
+        self._watch = LossWatch(together=processes() > 1)
         if self.history is not None and self.trainer.is_global_zero:
             check_new(self.history, resumed=self.trainer.ckpt_path is not None)
         return super().on_fit_start()
@@ -130,8 +131,11 @@ class RecordsEpochs(pl.LightningModule):
     # -- record ------------------------------------------------------------------------------------------------------
 
     def note_loss(self, name: str, loss: Tensor, batch_idx: int) -> None:
-        """Note a batch's loss, one number. Raises NonFiniteLoss where it is none, on a CUDA device somewhat later."""
-        value = loss.detach()
+        """Note a batch's loss, one number; of several processes their mean.
+
+        Raises NonFiniteLoss, in all of them, where it is none, on a CUDA device somewhat later.
+        """
+        value = mean(loss.detach())
         self._watch.see(name, value, self.trainer, batch_idx)
         self.note(name, value)
 

@@ -11,9 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "nni_fairdarts"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "launched": 0,
     "_nni": 0,
     "edges": 1,
     "config": 1,
+    "distributed": 1,
     "gates": 1,
     "guests": 1,
     "history": 1,

@@ -12,6 +12,7 @@ from torch import nn
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RunConfig
+from nni_fairdarts.distributed import wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -28,6 +29,7 @@ from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, us
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import validation_batches
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
 
 
@@ -46,7 +48,15 @@ def retrain_loaders(config: RunConfig, images: datasets.ImageData):
     if settings.auxiliary_weight > 0 and config.space.name == "darts":
         check_auxiliary_head(images.image_size, config.space.dataset)
     augmentation = augmentation_of(config, settings.cutout)
-    return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers, device_of(config))
+    return data.retrain_loaders(
+        images,
+        settings.batch_size,
+        augmentation,
+        config.data.workers,
+        device_of(config),
+        config.devices,
+        config.seed,
+    )
 
 
 def retrain(
@@ -67,17 +77,16 @@ def retrain(
     began = time.perf_counter()
     prepare(config)
     network = _network(config, architecture, images)
-    if checkpoint is None:
-        run_folder.create(folder)
-    run_folder.write_config(folder, config)
-    if isinstance(architecture, Genotype):
-        architecture.save(folder / "genotype.json")
-        kept = {"genotype": architecture.to_json()}
-    else:
-        kept = {"nni_sample": dict(architecture)}
-        run_folder.write_json(folder / "sample.json", dict(architecture))
+    if launched_rank() == 0:
+        if checkpoint is None:
+            run_folder.create(folder)
+        run_folder.write_config(folder, config)
+        _write_architecture(folder, architecture)
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
     epochs = _train(evaluator, network, checkpoint)
+    if launched_rank() != 0:
+        wait_for_all()
+        return run_folder.read_json(folder / "result.json")
     metrics = evaluator.trainer.callback_metrics
     network.cpu()
     torch.save(network.state_dict(), folder / "network.pt")
@@ -89,20 +98,29 @@ def retrain(
         multiply_adds = multiply_adds_of_step(evaluator, network)
     else:
         multiply_adds = count_multiply_adds(network, (images.in_channels, images.image_size, images.image_size))
+    cells = isinstance(architecture, Genotype)
     result = {
         "folder": str(folder),
         "test_accuracy": float(metrics[config.metric]),
         **({"test_loss": float(metrics["val_loss"])} if "val_loss" in metrics else {}),
         "parameters": count_parameters(network),
         "multiply_adds": multiply_adds,
-        **kept,
+        **({"genotype": architecture.to_json()} if cells else {"nni_sample": dict(architecture)}),
         "epochs": epochs,
         "seconds": time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }
     run_folder.write_json(folder / "result.json", result)
+    wait_for_all()
     return result
+
+
+def _write_architecture(folder: Path, architecture: Genotype | Mapping) -> None:
+    if isinstance(architecture, Genotype):
+        architecture.save(folder / "genotype.json")
+    else:
+        run_folder.write_json(folder / "sample.json", dict(architecture))
 
 
 def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> int:

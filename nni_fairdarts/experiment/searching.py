@@ -1,7 +1,9 @@
 """The search of a run, through NNI's experiment."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import PenaltyConfig, RunConfig
+from nni_fairdarts.distributed import wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -31,6 +34,7 @@ from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_conn
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.history import read_history
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
 
@@ -44,9 +48,10 @@ def search(config: RunConfig, listener: Listener | None = None, logs: Path | Non
     Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
     """
     parts = check_search(config)
-    folder = run_folder.create(config.folder)
-    run_folder.write_config(folder, config)
-    return _search(config, parts, folder, None, listener, logs)
+    if launched_rank() == 0:
+        run_folder.create(config.folder)
+        run_folder.write_config(config.folder, config)
+    return _search(config, parts, config.folder, None, listener, logs)
 
 
 def resume(folder: Path, listener: Listener | None = None, logs: Path | None = None) -> dict:
@@ -130,6 +135,8 @@ def search_loaders(config: RunConfig, images: datasets.ImageData):
         config.data.workers,
         config.search.train_portion,
         device_of(config),
+        config.devices,
+        config.seed,
     )
 
 
@@ -176,13 +183,18 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     strategy.listener = listener
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
+    first = launched_rank() == 0
     experiment = Search(space, evaluator, strategy)
-    experiment.config.experiment_working_directory = folder / "nni"
-    try:
-        experiment.run()
-        (model,) = experiment.export_top_models()
-    finally:
-        experiment.stop()
+    with nullcontext(folder / "nni") if first else tempfile.TemporaryDirectory() as place:
+        experiment.config.experiment_working_directory = place
+        try:
+            experiment.run()
+            (model,) = experiment.export_top_models()
+        finally:
+            experiment.stop()
+    if not first:
+        wait_for_all()
+        return run_folder.read_json(folder / "result.json")
     last = run_folder.last_epoch(folder)
     sample = dict(model.sample)
     run_folder.write_json(folder / "sample.json", sample)
@@ -206,6 +218,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
             np.save(folder / "normal_weight.npy", np.array(last["gates"]["normal"]))
             np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
     run_folder.write_json(folder / "result.json", result)
+    wait_for_all()
     return result
 
 

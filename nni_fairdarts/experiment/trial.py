@@ -147,6 +147,11 @@ def trial(config: RunConfig) -> dict:
             "a trial is started by NNI's manager: nni-fairdarts launch --config EXPERIMENT.yaml; to run this "
             "configuration by itself: nni-fairdarts run --config FILE"
         )
+    if config.devices > 1:  # the others would ask NNI for parameters too
+        raise InputError(
+            f"a trial is one process on one device, but devices is {config.devices}; leave it out, and let several "
+            "trials run at a time (trialConcurrency, trialGpuNumber: 1)"
+        )
     output = Path(os.environ["NNI_OUTPUT_DIR"])
     reports = Reports(output)
     parameters = reports.receive()
