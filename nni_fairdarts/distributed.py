@@ -179,14 +179,13 @@ class AmongProcesses(pl.LightningModule):
         return super().on_fit_start()
 
     def on_validation_batch_start(self, batch, *args, **kwargs):
-        if processes() > 1:
-            # No whole number: Lightning's mean of whole numbers over processes is rounded down.
-            self._examples = float(extract_batch_size(batch))
+        self._examples = extract_batch_size(batch) if processes() > 1 else None
         return super().on_validation_batch_start(batch, *args, **kwargs)
 
-    def log(self, name, value, prog_bar=False, logger=None, on_step=None, *args, **kwargs):
+    def log(self, name, value, prog_bar=False, logger=None, on_step=None, **kwargs):
         of_epoch = processes() > 1 and (self.trainer.evaluating or self._current_fx_name == "on_train_epoch_end")
         if of_epoch and not on_step:  # the processes may have different numbers of steps
-            weight = {"batch_size": self._examples} if self._current_fx_name == "validation_step" else {}
-            kwargs = {"sync_dist": True, **weight, **kwargs}
-        return super().log(name, value, prog_bar, logger, on_step, *args, **kwargs)
+            # No whole number: Lightning's mean of those over processes is rounded down.
+            examples = self._examples if self._current_fx_name == "validation_step" else 1
+            kwargs |= {"sync_dist": True, "batch_size": float(kwargs.get("batch_size") or examples)}
+        return super().log(name, value, prog_bar, logger, on_step, **kwargs)
