@@ -54,8 +54,8 @@ def _together(collective: Callable, *args) -> None:
         collective(*args)
     except RuntimeError as error:  # of no kind of its own where a connection was closed
         raise LostProcess(
-            f"another process of this training has ended, so this one stops too ({str(error).splitlines()[0]}); what "
-            "ended it stands in its own output"
+            "another process of this training has ended, so this one stops too; why, its own output says, if it was "
+            "not killed"
         ) from error
 
 
