@@ -190,10 +190,11 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS[command][1](values, config)
     except InputError as error:
         return _complain(str(error))
-    except (NonFiniteLoss, LostProcess) as error:  # of all processes, so the first one says it for all
-        return _complain(str(error), 1) if launched_rank() == 0 else 1
-    except ManagerError as error:
-        return _complain(str(error), 1)
+    except (NonFiniteLoss, LostProcess, ManagerError) as error:
+        if launched_rank() != 0:  # all processes have met it: the first one says it
+            return 1
+        more = f"; {_stopped(command, values, config)}" if isinstance(error, LostProcess) else ""
+        return _complain(f"{error}{more}", 1)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other

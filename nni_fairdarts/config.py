@@ -305,7 +305,9 @@ class RunConfig:
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
         _check("run", self.devices >= 1, "devices", self.devices, "at least 1")
         alone = self.devices == 1 or self.search.strategy == "fairdarts"
-        _check("run", alone, "devices", self.devices, f"1 with {self.search.strategy}", "; only fairdarts shares a search")
+        _check(
+            "run", alone, "devices", self.devices, f"1 with {self.search.strategy}", "; only fairdarts shares a search"
+        )
         graphs = self.devices > 1 and self.search.cuda_graphs
         _check("search", not graphs, "cuda_graphs", True, f"false with devices {self.devices}")
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")

@@ -6,7 +6,7 @@ for all of them. Without a process group everything here leaves its arguments as
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,10 +28,25 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+@contextmanager
+def noticing_losses() -> Iterator[None]:
+    """Inside, what torch raises where another process has ended is a LostProcess."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):  # gloo's have no kind of their own
+            raise LostProcess(
+                "another process of this training has ended, so this one stops too; why, its own output says, if it "
+                "was not killed"
+            ) from error
+        raise
+
+
 def wait_for_all() -> None:
     """Go on when every process is here. Raises LostProcess where one has ended."""
     if processes() > 1:
-        _together(dist.barrier)
+        with noticing_losses():
+            dist.barrier()
 
 
 def total(value: Tensor) -> Tensor:
@@ -45,18 +60,9 @@ def mean(value: Tensor) -> Tensor:
 
 
 def _added_up(value: Tensor) -> Tensor:
-    _together(dist.all_reduce, value)
+    with noticing_losses():
+        dist.all_reduce(value)
     return value
-
-
-def _together(collective: Callable, *args) -> None:
-    try:
-        collective(*args)
-    except RuntimeError as error:  # of no kind of its own where a connection was closed
-        raise LostProcess(
-            "another process of this training has ended, so this one stops too; why, its own output says, if it was "
-            "not killed"
-        ) from error
 
 
 # -- gradients and batch norms ------------------------------------------------------------------------------------
@@ -167,10 +173,10 @@ def draw_apart() -> None:
 
 
 class AmongProcesses(pl.LightningModule):
-    """Mixed into a trained module: it draws its own random numbers, and what it logs of an epoch is of all processes.
+    """Mixed into a trained module: it draws its own random numbers, and its validation is that of all processes.
 
-    Numbers that ``validation_step`` logs are means over the examples of all, others over the processes, so that
-    callbacks and schedules decide the same everywhere. A metric of torchmetrics' sees to that itself.
+    Numbers that ``validation_step`` logs are means over the examples of all, so that callbacks and schedules decide
+    the same everywhere. A metric of torchmetrics' sees to that itself.
     """
 
     def on_fit_start(self):
@@ -183,8 +189,8 @@ class AmongProcesses(pl.LightningModule):
         return super().on_validation_batch_start(batch, *args, **kwargs)
 
     def log(self, name, value, prog_bar=False, logger=None, on_step=None, **kwargs):
-        of_epoch = processes() > 1 and (self.trainer.evaluating or self._current_fx_name == "on_train_epoch_end")
-        if of_epoch and not on_step:  # the processes may have different numbers of steps
+        # Not of single steps: the processes may have different numbers of them.
+        if processes() > 1 and self.trainer.evaluating and not on_step:
             # No whole number: Lightning's mean of those over processes is rounded down.
             examples = self._examples if self._current_fx_name == "validation_step" else 1
             kwargs |= {"sync_dist": True, "batch_size": float(kwargs.get("batch_size") or examples)}

@@ -53,6 +53,9 @@ class RecordsEpochs(AmongProcesses):
         self._watch = LossWatch(together=processes() > 1)
         if self.history is not None and self.trainer.is_global_zero:
             check_new(self.history, resumed=self.trainer.ckpt_path is not None)
+        if processes() > 1:  # Lightning asks for means over processes, two exchanges each, of what is the same in all
+            names = "|".join(("prob/", *(f"{name}'" for name in LOGGED)))
+            warnings.filterwarnings("ignore", message=rf".*recommended to use `self.log\('({names})")
         return super().on_fit_start()
 
     def on_train_epoch_start(self):

@@ -135,10 +135,10 @@ def made(case, seed):
     return space, FairDARTS(arc_learning_rate=0.1, gradient_clip_val=0.4, log_prob_every_n_step=0, **options)
 
 
-def images(seed, processes=2):
+def images(seed):
     """What STEPS steps of all processes see together."""
     generator = torch.Generator().manual_seed(seed)
-    count = processes * BATCH * STEPS
+    count = 2 * BATCH * STEPS
     return TensorDataset(
         torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64),
         torch.randint(10, (count,), generator=generator),
@@ -181,7 +181,12 @@ def searches(folder):
 
 
 class Seen(ImageTraining):
-    """Notes the classes that it trains and validates on, and a random number of every training step."""
+    """Notes the classes that it trains and validates on, and a random number of every training step.
+
+    But for those of the gap.
+    """
+
+    measuring = False
 
     def __init__(self):
         super().__init__(num_classes=23, learning_rate=0.05)
@@ -189,12 +194,14 @@ class Seen(ImageTraining):
         self.drawn = []
 
     def training_step(self, batch, batch_idx):
-        self.seen["weights" if batch_idx % 2 else "alpha"].append(batch[1].tolist())
-        self.drawn.append(float(torch.rand(())))
+        if not self.measuring:
+            self.seen["weights" if batch_idx % 2 else "alpha"] += batch[1].tolist()
+            self.drawn.append(float(torch.rand(())))
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch, batch_idx):
-        self.seen["validation"].append(batch[1].tolist())
+        if not self.measuring:
+            self.seen["validation"] += batch[1].tolist()
         return super().validation_step(batch, batch_idx)
 
 
@@ -207,7 +214,7 @@ def numbered():
 
 
 def shared_out(history):
-    """What a process sees in two epochs of a run's loaders, the gaps it measures, and val_loss of all by hand."""
+    """What a process sees in two epochs of a run's loaders, the gaps it measures, and val_loss: logged, and by hand."""
     torch.manual_seed(0)
     train, val, validation = data.search_loaders(numbered(), 3, None, devices=2, seed=5)
     module, gaps = Seen(), []
@@ -215,18 +222,21 @@ def shared_out(history):
     strategy = build(SearchConfig(arc_learning_rate=0.1, threshold=0.6), "val_acc")
     strategy.history, strategy.validation_dataloaders = history, validation
     gap = DiscretizationGap(evaluator, 2, "val_acc", validation)
-    strategy.measure = lambda module: gaps.append(gap(module)) or gaps[-1]
+
+    def measure(searched):
+        module.measuring = True
+        gaps.append(gap(searched))
+        module.measuring = False
+        return gaps[-1]
+
+    strategy.measure = measure
     search(DARTS(2, 3, num_classes=23, operations=["sep_conv_3x3", "skip_connect"]), evaluator, strategy)
-    seen, drawn = {name: list(batches) for name, batches in module.seen.items()}, list(module.drawn)
+    logged = float(evaluator.trainer.callback_metrics["val_loss"])
     network = strategy.supernet.eval()
     with torch.no_grad():
         alone = data.search_loaders(numbered(), 3, None)[2]
         loss = sum(float(cross_entropy(network(x), y, reduction="sum")) for x, y in alone) / 23
-    return {"seen": seen, "drawn": drawn, "gaps": gaps, "val_loss": loss, "metrics": metrics_of(evaluator)}
-
-
-def metrics_of(evaluator):
-    return {name: float(value) for name, value in evaluator.trainer.callback_metrics.items()}
+    return {"seen": module.seen, "drawn": module.drawn, "gaps": gaps, "logged": logged, "by hand": loss}
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
