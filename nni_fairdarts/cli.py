@@ -190,15 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS[command][1](values, config)
     except InputError as error:
         return _complain(str(error))
-    except (NonFiniteLoss, LostProcess, ManagerError) as error:
-        if launched_rank() != 0:  # all processes have met it: the first one says it
-            return 1
-        more = f"; {_stopped(command, values, config)}" if isinstance(error, LostProcess) else ""
-        return _complain(f"{error}{more}", 1)
+    except (NonFiniteLoss, ManagerError) as error:
+        return _complain_once(str(error), 1)
+    except LostProcess as error:
+        return _complain_once(f"{error}; {_stopped(command, values, config)}", 1)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        return _complain(_stopped(command, values, config), 130)
+        return _complain_once(_stopped(command, values, config), 130)
     return 0
 
 
@@ -257,6 +256,14 @@ def _complain(message: str, code: int = 2) -> int:
     which = f"process {launched_rank()}: " if launched_rank() else ""
     print(f"nni-fairdarts: error: {which}{message}", file=sys.stderr)
     return code
+
+
+def _complain_once(message: str, code: int) -> int:
+    """Complain of what all processes that train together have met.
+
+    The first one does it: where another ends with an error Lightning kills it, within 5 seconds, whatever it is doing.
+    """
+    return _complain(message, code) if launched_rank() == 0 else 0
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

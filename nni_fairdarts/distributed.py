@@ -188,10 +188,10 @@ class AmongProcesses(pl.LightningModule):
         self._examples = extract_batch_size(batch) if processes() > 1 else None
         return super().on_validation_batch_start(batch, *args, **kwargs)
 
-    def log(self, name, value, prog_bar=False, logger=None, on_step=None, **kwargs):
+    def log(self, name, value, prog_bar=False, logger=None, on_step=None, *args, **kwargs):
         # Not of single steps: the processes may have different numbers of them.
         if processes() > 1 and self.trainer.evaluating and not on_step:
             # No whole number: Lightning's mean of those over processes is rounded down.
             examples = self._examples if self._current_fx_name == "validation_step" else 1
             kwargs |= {"sync_dist": True, "batch_size": float(kwargs.get("batch_size") or examples)}
-        return super().log(name, value, prog_bar, logger, on_step, **kwargs)
+        return super().log(name, value, prog_bar, logger, on_step, *args, **kwargs)

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import nn
 from torchmetrics import Metric
 
-from nni_fairdarts.distributed import average_statistics, batch_norms, total
+from nni_fairdarts.distributed import average_statistics, batch_norms, processes, total
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import size_of, training_batches, transferred, validation_batches
 from nni_fairdarts.inheritance import reestimate_batch_norm
@@ -92,7 +92,9 @@ class DiscretizationGap:
                     summed, examples = summed + float(value) * size_of(batch), examples + size_of(batch)
         if isinstance(value, Metric):
             return float(value.compute())
-        summed, examples = total(torch.tensor([summed, examples], dtype=torch.float64, device=module.device)).tolist()
+        if processes() > 1:
+            both = torch.tensor([summed, examples], dtype=torch.float64, device=module.device)
+            summed, examples = total(both).tolist()
         return summed / examples
 
 
