@@ -141,8 +141,9 @@ class SearchConfig:
         fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
         compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
         cuda_graphs: of fairdarts: launch the supernet's passes as CUDA graphs; not yet run on a device.
-        precision: 32-true, or bf16-mixed: convolutions in bfloat16, which changes the numbers in their third digit;
-            weights, α, losses and optimizers stay in float32. For CUDA.
+        precision: 32-true, bf16-mixed or 16-mixed: convolutions in bfloat16 or float16, with α, losses and optimizers
+            in float32. bfloat16 changes numbers in their third digit, float16 in their fourth, and skips steps whose
+            gradients overflow. For CUDA: on a CPU it is slower.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
         batches_per_update: of enas: sampled networks between two updates of its controller.
@@ -175,7 +176,7 @@ class SearchConfig:
     fused: bool = True
     compile: bool = False
     cuda_graphs: bool = False
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     batches_per_update: int = 20
@@ -197,6 +198,9 @@ class SearchConfig:
         rate, (start, end) = self.arc_learning_rate, self.temperature
         _check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
         _check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
+        alone = self.strategy == "enas" and self.precision == "16-mixed"
+        expected = "32-true or bf16-mixed with enas; NNI trains its controller without a scale"
+        _check("search", not alone, "precision", self.precision, expected)
         _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
         graphs = self.cuda_graphs and self.recompute
         _check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")

@@ -6,18 +6,26 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
+from nni_fairdarts.scaling import SKIPPED, ScaledSteps
 from nni_fairdarts.watch import LossWatch
 
-LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates", "discretization_gap")
+LOGGED = (
+    "train_loss",
+    "arch_loss",
+    "zero_one_loss",
+    "decided_gates",
+    "open_gates",
+    "discretization_gap",
+    *SKIPPED.values(),
+)
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
 
 
-class RecordsEpochs(pl.LightningModule):
+class RecordsEpochs(ScaledSteps):
     """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
 
     ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
@@ -77,6 +85,7 @@ class RecordsEpochs(pl.LightningModule):
 
     def on_train_epoch_end(self):
         self._watch.look(wait=True)
+        self.check_scale()
         result = super().on_train_epoch_end()
         record = self.epoch_record()
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
@@ -151,6 +160,7 @@ class RecordsEpochs(pl.LightningModule):
         return {
             "epoch": self.trainer.current_epoch,
             **self.loss_record(),
+            **self.skip_record(self._sums),
             **metrics,
             **measured,
             "learning_rate": self._learning_rate,

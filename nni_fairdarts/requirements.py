@@ -4,6 +4,7 @@ import math
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor, nn
 
 from nni_fairdarts.errors import InputError
@@ -37,17 +38,41 @@ def check_one_loader(who: str, name: str, loaders) -> None:
         )
 
 
-def check_trainer(trainer) -> None:
-    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
-    if trainer.gradient_clip_val is not None:
+def check_trainer(trainer, bound: str) -> None:
+    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow.
+
+    ``bound`` says where the search itself takes its bound on gradients from, with {} for the number.
+    """
+    if trainer.gradient_clip_val:
         raise InputError(
             f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "
-            f"itself; leave it out there and use FairDARTS(gradient_clip_val={trainer.gradient_clip_val})"
+            f"itself; leave it out there and use {bound.format(trainer.gradient_clip_val)}, a bound on the norm"
         )
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
             f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but a search "
             "takes a step for every batch; leave it out and make the loaders' batches larger"
+        )
+    for callback in trainer.callbacks:
+        for kind, advice in NOT_IN_A_SEARCH.items():
+            if isinstance(callback, kind):
+                raise InputError(f"the evaluator's trainer has the callback {type(callback).__name__}, but {advice}")
+
+
+NOT_IN_A_SEARCH = {
+    GradientAccumulationScheduler: "a search takes a step for every batch; make the loaders' batches larger",
+    StochasticWeightAveraging: "a search has two optimizers, of which it would average one's parameters; leave it out, "
+    "and give it to the evaluator that trains the derived network",
+}
+"""Callbacks of Lightning's that do not go with a search, and why."""
+
+
+def check_module(module) -> None:
+    """Raise InputError for an evaluator's module that takes its steps itself."""
+    if not module.automatic_optimization:
+        raise InputError(
+            f"the evaluator's {type(module).__name__} has automatic_optimization=False, but a search takes its steps "
+            "itself, α's and the weights' in turn; return the loss from training_step and leave the steps to it"
         )
 
 

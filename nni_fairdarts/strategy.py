@@ -20,6 +20,7 @@ from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.requirements import (
     channels_last,
     check_images,
+    check_module,
     check_number,
     check_one_loader,
     check_trainer,
@@ -283,7 +284,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
 
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
-            check_trainer(evaluator.trainer)
+            check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})")
+            check_module(evaluator.module)
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)

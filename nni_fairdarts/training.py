@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.scaling import unscaled
 from nni_fairdarts.watch import LossWatch
 
 
@@ -84,7 +85,8 @@ class ImageTraining(SupervisedLearningModule):
     def on_before_backward(self, loss):
         # Not in training_step, which in a search runs for α too; a search watches itself and says whose loss it was.
         if self.trainer.lightning_module is self:
-            self._watch.see("train_loss", loss.detach(), self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
+            loss = unscaled(loss.detach(), self.trainer)
+            self._watch.see("train_loss", loss, self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
 
     def on_fit_start(self):
         self._watch = LossWatch()  # what an earlier training has found is its own

@@ -20,6 +20,7 @@ LAYERS = {
     "kernels": 1,
     "users": 1,
     "watch": 1,
+    "scaling": 1,
     "graphs": 1,
     "genotype": 2,
     "arguments": 2,

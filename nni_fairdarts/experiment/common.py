@@ -8,6 +8,7 @@ import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import MixedPrecision
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
@@ -54,6 +55,13 @@ def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
 def device_of(config: RunConfig) -> str:
     """Where the configured trainer puts the network, as far as the loaders care: "cuda" or "cpu"."""
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def precision_of(config: RunConfig) -> dict:
+    """The trainer's argument for the search's precision. On a CPU Lightning itself takes bfloat16 for "16-mixed"."""
+    if config.search.precision == "16-mixed":
+        return {"plugins": [MixedPrecision("16-mixed", device_of(config))]}
+    return {"precision": config.search.precision}
 
 
 def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:

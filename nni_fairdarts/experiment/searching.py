@@ -22,6 +22,7 @@ from nni_fairdarts.experiment.common import (
     device_of,
     load_images,
     logger_in,
+    precision_of,
     prepare,
     trainer_of,
     training_of,
@@ -155,7 +156,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
     weights_loader, alpha_loader, validation_loader = parts.loaders
     evaluator = Lightning(
         training_of(parts.images, config.search),
-        trainer_of(config, folder, config.search.epochs, logs, precision=config.search.precision),
+        trainer_of(config, folder, config.search.epochs, logs, **precision_of(config)),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
         fit_kwargs=resumed,
