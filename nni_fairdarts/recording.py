@@ -151,7 +151,7 @@ class RecordsEpochs(ScaledSteps):
     def epoch_record(self) -> dict:
         """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
         seconds = time.perf_counter() - self._epoch_began
-        measured = {} if self.measure is None else self.measure(self)
+        measured = self.measure(self) if self.measure is not None and self._validated else {}
         metrics = {
             name: float(value)
             for name, value in self.trainer.callback_metrics.items()

@@ -284,7 +284,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
 
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
-            check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})")
+            check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
             check_module(evaluator.module)
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)

@@ -174,7 +174,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     strategy = build(settings, config.metric, _penalty(settings.penalty, space, parts.images))
     strategy.validation_dataloaders = validation
     strategy.history = history
-    strategy.listener = listener
+    strategy.listener = _judged(config.metric, listener)
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
     experiment = Search(space, evaluator, strategy)
@@ -190,7 +190,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     result = {
         "folder": str(folder),
         "strategy": settings.strategy,
-        "supernet_accuracy": last[config.metric],
+        "supernet_accuracy": _newest(history, config.metric),
         **{key: last[key] for key in ("decided_gates", "open_gates", "discretization_gap") if key in last},
         "skip_connections": skip_connections(parts.space, sample),
         "nni_sample": sample,
@@ -208,6 +208,30 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
             np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
     run_folder.write_json(folder / "result.json", result)
     return result
+
+
+def _judged(metric: str, listener: Listener | None) -> Listener:
+    """``listener``, but raises InputError for a validation that has not logged ``metric``."""
+
+    def hear(record: dict) -> None:
+        logged = [name for name in record if name.startswith("val_")]
+        if logged and metric not in logged:
+            raise InputError(f"metric is {metric!r}, which the evaluator does not log; it logs: {', '.join(logged)}")
+        if listener is not None:
+            listener(record)
+
+    return hear
+
+
+def _newest(history: Path, metric: str) -> float:
+    """The metric of the last validation. Raises InputError where there was none."""
+    values = [record[metric] for record in read_history(history) if metric in record]
+    if not values:
+        raise InputError(
+            f"no validation has logged {metric!r}: the search ended within its first epoch, or its validation logs "
+            "nothing; let one run at each epoch's end (max_steps, max_time, limit_val_batches)"
+        )
+    return values[-1]
 
 
 def _style(config: RunConfig) -> str:

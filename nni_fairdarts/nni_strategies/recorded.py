@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
-from nni.nas.strategy import RandomOneShot
+from nni.nas.strategy import GumbelDARTS, RandomOneShot
 from torch import Tensor, nn
 
 from nni_fairdarts.discretize import decided_share, open_gates
@@ -180,7 +180,12 @@ class Watched:
     def mutate_evaluator(self, evaluator):
         check_module(evaluator.module)
         if not isinstance(self, RandomOneShot):  # Lightning takes its steps
-            check_trainer(evaluator.trainer, "search.gradient_clip_val={}")
+            check_trainer(evaluator.trainer, "search.gradient_clip_val={}", "search.gradient_clip_val=0")
+        if isinstance(self, GumbelDARTS) and evaluator.trainer.max_epochs in (None, -1):
+            raise InputError(
+                "NNI's GumbelDARTS lowers its temperature up to the last epoch, but the evaluator's trainer has "
+                f"max_epochs={evaluator.trainer.max_epochs}; give it a number of epochs"
+            )
         with search_data(evaluator):
             return super().mutate_evaluator(evaluator)
 
