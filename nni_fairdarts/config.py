@@ -279,6 +279,8 @@ class RunConfig:
         runs: folder that holds the runs.
         seed: of everything random.
         device: auto, cpu or cuda.
+        deterministic: on a CUDA device too, every run of a seed gives the same bits, by slower operations where need
+            be; on a CPU it does anyway.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
         evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
@@ -294,6 +296,7 @@ class RunConfig:
     runs: str = "runs"
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
     threads: Optional[int] = None  # noqa: UP045
     evaluator: Optional[str] = None  # noqa: UP045
     metric: str = "val_acc"

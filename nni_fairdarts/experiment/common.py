@@ -1,5 +1,6 @@
 """What a search and a retraining have in common: images, seeds, the evaluator's parts, versions."""
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def load_images(config: RunConfig) -> datasets.ImageData:
 
 
 def prepare(config: RunConfig) -> None:
-    """Set the seed of everything random, and the threads."""
+    """Set the seed of everything random, the threads, and whether CUDA devices are to be deterministic."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts, with the first product
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 

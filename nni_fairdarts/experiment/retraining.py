@@ -24,6 +24,7 @@ from nni_fairdarts.experiment.common import (
     training_of,
     versions,
 )
+from nni_fairdarts.experiment.environment import record_environment
 from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, users_evaluator
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
@@ -70,6 +71,7 @@ def retrain(
     if checkpoint is None:
         run_folder.create(folder)
     run_folder.write_config(folder, config)
+    record_environment(folder, config)
     if isinstance(architecture, Genotype):
         architecture.save(folder / "genotype.json")
         kept = {"genotype": architecture.to_json()}

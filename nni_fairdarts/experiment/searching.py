@@ -28,6 +28,7 @@ from nni_fairdarts.experiment.common import (
     training_of,
     versions,
 )
+from nni_fairdarts.experiment.environment import record_environment
 from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
@@ -166,6 +167,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
 
 def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
     prepare(config)
+    record_environment(folder, config)
     settings, began = config.search, time.perf_counter()
     history = folder / "history.jsonl"
     earlier = sum(record["seconds"] for record in read_history(history)) if checkpoint is not None else 0.0
