@@ -18,6 +18,9 @@ def epoch_line(record: dict, epochs: int | None) -> str:
         parts.append(f"gap {record['discretization_gap']:.4f}")
     if record.get("expected_cost") is not None:
         parts.append(f"expected_cost {record['expected_cost']:,.0f}")
+    skipped = {"α": record.get("skipped_alpha_steps"), "weights": record.get("skipped_weight_steps")}
+    if any(skipped.values()):
+        parts.append("skipped steps " + " ".join(f"{name} {count}" for name, count in skipped.items() if count))
     if record.get("gates_total"):
         parts.append(f"decided {record['decided_gates']:.1%}")
         parts.append(f"open {record['open_gates']}/{record['gates_total']}")
