@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from torch import nn
@@ -64,7 +65,7 @@ def retrain(
     or written, for data, sizes and folders that do not fit.
     """
     images, loaders_or_evaluator = check_retraining(config)
-    began = time.perf_counter()
+    clock = Clock()
     prepare(config)
     network = _network(config, architecture, images)
     if checkpoint is None:
@@ -77,6 +78,7 @@ def retrain(
         kept = {"nni_sample": dict(architecture)}
         run_folder.write_json(folder / "sample.json", dict(architecture))
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
+    evaluator.trainer.callbacks.append(clock)
     epochs = _train(evaluator, network, checkpoint)
     metrics = evaluator.trainer.callback_metrics
     network.cpu()
@@ -97,12 +99,28 @@ def retrain(
         "multiply_adds": multiply_adds,
         **kept,
         "epochs": epochs,
-        "seconds": time.perf_counter() - began,
+        "seconds": clock.seconds(),
         "seed": config.seed,
         "versions": versions(),
     }
     run_folder.write_json(folder / "result.json", result)
     return result
+
+
+class Clock(pl.Callback):
+    """The seconds of a retraining over all its lives: every checkpoint has those before it."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._began -= state["seconds"]
 
 
 def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> int:
