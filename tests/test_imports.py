@@ -11,8 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "nni_fairdarts"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "randomness": 0,
+    "stopping": 0,
     "_nni": 0,
     "edges": 1,
+    "checkpoints": 1,
     "config": 1,
     "gates": 1,
     "guests": 1,
