@@ -26,12 +26,11 @@ from random import Random
 
 from searches import Life, Lost, Retraining, Search, compare
 
-ENDS = r"run/\.?(sample|genotype|result|normal|reduce)"
 PLACES = {
-    "its beginning": (r"runs/run$|run/\.?config|run/nni|run/tensorboard/hparams|run/\.lock", 8),
+    "its beginning": (r"runs/run$|/retrain$|(run|retrain)/\.?(config|nni|tensorboard/hparams|lock)", 8),
     "a checkpoint": (r"checkpoints", 12),
     "the history": (r"run/\.?history", 9),
-    "its result": (ENDS, 8),
+    "its result": (r"(run|retrain)/\.?(sample|genotype|result|normal|reduce|network)", 8),
 }
 """Where a search kills itself: the files that are written there, and how many changes of them to choose from."""
 

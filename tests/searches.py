@@ -166,18 +166,8 @@ class Search:
         }
 
 
-GO_ON = """
-from pathlib import Path
-from nni_fairdarts.arguments import read_config
-from nni_fairdarts.experiment import go_on
-import sys
-sys.path.insert(0, "")
-go_on(read_config(Path("small.yaml")))
-"""
-
-
 class Retraining(Search):
-    """Search and retraining, begun and gone on with as a trial of NNI's does; the search is there already."""
+    """The retraining of a search that is finished, in its folder, gone on with as a whole run."""
 
     name = "retraining"
 
@@ -187,14 +177,7 @@ class Retraining(Search):
         self.run = self.run / "retrain"
 
     def words(self) -> list[str]:
-        return []
-
-    def start(self, trip: tuple | None = None) -> Life:
-        code = GO_ON
-        if trip is not None:
-            code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            code += f"from tripwire import set_up\nset_up{trip!r}\n{GO_ON}"
-        return Life([sys.executable, "-W", "ignore", "-c", code], self.place)
+        return ["run", "--resume", "runs/run"]
 
     def facts(self) -> dict:
         return {
