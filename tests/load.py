@@ -35,18 +35,14 @@ TINY = {"batch_size": 80, "gap_batches": 1}
 # -- at once ----------------------------------------------------------------------------------------------------------
 
 
-def at_once(folder: Path, count: int, **settings) -> tuple[float, float]:
-    """(seconds of a search alone, seconds of ``count`` at once). Raises Lost where they give something else."""
-    alone = Search(folder / "alone", **settings)
-    first = alone.start()
-    _ended(first, "the search alone")
-    took, reference = first.age(), alone.facts()
+def at_once(folder: Path, count: int, reference: dict, **settings) -> float:
+    """The seconds of ``count`` searches at once. Raises Lost where one does not give the reference."""
     searches = [Search(folder / f"{index}", **settings) for index in range(count)]
     lives = [search.start() for search in searches]
     for index, (search, life) in enumerate(zip(searches, lives, strict=True)):
         _ended(life, f"search {index}")
         compare(search, reference)
-    return took, max(life.age() for life in lives)
+    return max(life.age() for life in lives)
 
 
 def _ended(life, name: str) -> None:
@@ -114,17 +110,21 @@ def left(before: dict[str, Counter], after: dict[str, Counter]) -> list[str]:
     return found + [f"closed {kind}: {name}" for kind in after for name in before[kind] - after[kind]]
 
 
-def search_here(folder: Path, listener: Callable | None = None, workers: int = 0, **settings):
-    """A search in this process; returns its configuration."""
+def search_here(folder: Path, listener: Callable | None = None, workers: int = 0, **settings) -> Search:
+    """A search in this process."""
     from nni_fairdarts import experiment
+
+    search = Search(folder, **settings)
+    with _inside(folder):
+        experiment.search(_config(folder, workers), listener)
+    return search
+
+
+def _config(folder: Path, workers: int):
     from nni_fairdarts.arguments import read_config
 
-    Search(folder, **{**TINY, **settings})
     config = read_config(folder / "small.yaml")
-    config = replace(config, data=replace(config.data, workers=workers))
-    with _inside(folder):
-        experiment.search(config, listener)
-    return config
+    return replace(config, data=replace(config.data, workers=workers))
 
 
 @contextmanager
@@ -156,30 +156,29 @@ def stop_by(error: BaseException | int) -> Callable[[dict], None]:
 
 
 def _ends(folder: Path) -> None:
-    search_here(folder, epochs=2)
+    search_here(folder, epochs=2, **TINY)
 
 
 def _ends_with_workers(folder: Path) -> None:
-    search_here(folder, workers=3, epochs=2)
+    search_here(folder, workers=3, epochs=2, **TINY)
 
 
 def _retrained(folder: Path) -> None:
     from nni_fairdarts import experiment
 
-    config = search_here(folder, epochs=1)
+    search = search_here(folder, epochs=1, **TINY)
     with _inside(folder):
-        config = replace(config, data=replace(config.data, workers=2))
-        experiment.retrain(config, experiment.architecture_of(config.folder), config.folder / "retrain")
+        experiment.retrain(_config(folder, 2), experiment.architecture_of(search.run), search.run / "retrain")
 
 
 def _raises(folder: Path) -> None:
     with suppress(ZeroDivisionError):
-        search_here(folder, stop_by(ZeroDivisionError()), workers=2, epochs=4)
+        search_here(folder, stop_by(ZeroDivisionError()), workers=2, epochs=4, **TINY)
 
 
 def _interrupted(folder: Path) -> None:
     with suppress(KeyboardInterrupt, SystemExit):
-        search_here(folder, stop_by(signal.SIGINT), workers=2, epochs=4)
+        search_here(folder, stop_by(signal.SIGINT), workers=2, epochs=4, **TINY)
 
 
 ENDS = {
@@ -201,7 +200,7 @@ def main() -> int:
     given = parser.parse_args()
     folder, failed = Path(tempfile.mkdtemp(prefix="load-")), 0
     print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d %H:%M')}")
-    search_here(folder / "warm", epochs=1)  # what is made once in a process is there
+    search_here(folder / "warm", epochs=1, **TINY)  # what is made once in a process is there
     before = state()
     for number, (name, end) in enumerate(ENDS.items()):
         end(folder / f"end{number}")
@@ -210,7 +209,7 @@ def main() -> int:
         print(f"{'LEFT' if found else 'ok':<5} open after {name}: {', '.join(found) or 'what was before'}", flush=True)
     if given.epochs:
         gauge = Gauge(given.epochs)
-        search_here(folder / "long", gauge, workers=1, epochs=given.epochs)
+        search_here(folder / "long", gauge, workers=1, epochs=given.epochs, **TINY)
         for name, (start, slope, error, spread) in gauge.slopes().items():
             grows = name != "seconds" and slope > max(3 * error, LIMITS[name])
             failed += grows
@@ -218,8 +217,11 @@ def main() -> int:
             print(f"{'GROWS' if grows else 'ok':<5} {name}: {line}", flush=True)
     if given.searches:
         try:
-            alone, together = at_once(folder, given.searches)
-            print(f"ok    {given.searches} at once: as one alone, bit for bit; {alone:.0f} s alone, {together:.0f} s")
+            alone = Search(folder / "alone")
+            life = alone.start()
+            _ended(life, "the search alone")
+            took = at_once(folder, given.searches, alone.facts())
+            print(f"ok    {given.searches} at once: as one alone, bit for bit; {life.age():.0f} s alone, {took:.0f} s")
         except Lost as lost:
             failed += 1
             print(f"LOST  {given.searches} at once: {lost}")
