@@ -263,11 +263,11 @@ def damage_to_all(search: Search, random: Random) -> str:
 
 
 def full_disk(search: Search, random: Random) -> str:
-    """The file system is full all at once, but for less than a checkpoint (700 kB)."""
+    """The file system is full all at once, but for less than a checkpoint (280 kB)."""
     with mounted(search.place / "runs", "-t", "tmpfs", "-o", "size=64m", "tmpfs"):
         life = started(search, random.randint(1, 2))
         life.until(search.checkpoints)
-        left = random.randrange(1, 500_000)
+        left = random.randrange(1, 200_000)
         _fill(search.place / "runs" / "ballast", left)
         says = not_saved(search, life)
         (search.place / "runs" / "ballast").unlink()
@@ -297,7 +297,7 @@ def read_only(search: Search, random: Random) -> str:
 
 def small_files(search: Search, random: Random) -> str:
     """``ulimit -f``: no file may become as large as a checkpoint."""
-    limit = random.randrange(50_000, 300_000)
+    limit = random.randrange(50_000, 200_000)
     life = search.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     says = not_saved(search, life)
     search.go_on()

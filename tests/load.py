@@ -10,6 +10,7 @@ those from before: after the end, an exception, Ctrl-C, with workers, after a re
 
 import argparse
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -199,6 +201,10 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=200, help="of one search, more than 30; 0 for none")
     given = parser.parse_args()
     folder, failed = Path(tempfile.mkdtemp(prefix="load-")), 0
+    import nni  # noqa: F401 (it sets its logger up when imported)
+
+    logging.getLogger("nni").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d %H:%M')}")
     search_here(folder / "warm", epochs=1, **TINY)  # what is made once in a process is there
     before = state()

@@ -27,6 +27,7 @@ SEARCH = {
     "name": "run",
     "seed": 2,
     "data": {"name": "images:digits", "crop_padding": 1, "flip": True, "workers": 2},
+    "space": {**RUN["space"], "operations": ["max_pool_3x3", "skip_connect", "sep_conv_3x3"]},
     "search": {**RUN["search"], "epochs": 4, "batch_size": 16, "gap_batches": 1, "cutout": 2},
     "retrain": {**RUN["retrain"], "epochs": 4, "batch_size": 32, "cutout": 2, "drop_path_prob": 0.2},
 }
