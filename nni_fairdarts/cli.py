@@ -282,7 +282,7 @@ def _quieten() -> None:
     warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
-    logging.getLogger("nni").setLevel(logging.ERROR)
+    logging.getLogger("nni").setLevel(logging.CRITICAL)  # its errors say that there was one; the command says which
 
 
 if __name__ == "__main__":

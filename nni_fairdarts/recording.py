@@ -116,9 +116,11 @@ class RecordsEpochs(pl.LightningModule):
             return super().on_fit_end()
         except KeyError as missing:
             # NNI's evaluators report a metric here that nothing has computed where no validation has run: after a
-            # few steps of ``max_steps``, between validations, or when a search is resumed behind its last epoch.
+            # few steps of ``max_steps``, or between validations.
             if str(missing).strip("'") in self.trainer.callback_metrics:
                 raise
+            if not hasattr(self, "_sums"):  # resumed behind the last epoch, whose result is known
+                return
             warnings.warn(
                 f"no final result is reported to NNI: no validation has given {missing}; let a validation run in the "
                 "last epoch (check_val_every_n_epoch, max_epochs)",

@@ -45,7 +45,8 @@ class _Request:
             return
         if self.signal is None:
             self.signal = signum
-            print("\nstopping behind this step; once more stops at once", file=sys.stderr, flush=True)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("\nstopping behind this step; once more stops at once", file=sys.stderr, flush=True)
             return
         self.remove()
         if signum == signal.SIGINT:

@@ -145,7 +145,7 @@ def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) ->
             evaluator.module.set_model(network)
             evaluator.module.load_state_dict(content["state_dict"])
             return content[KEY]["epoch"], content[KEY]["metrics"]
-        evaluator.fit_kwargs.update(ckpt_path=str(checkpoint), weights_only=True)
+        evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
     with stoppable():
         evaluator.evaluate(network)
     return evaluator.trainer.current_epoch, numbers(evaluator.trainer)

@@ -158,7 +158,7 @@ def _penalty(settings: PenaltyConfig, space, images: datasets.ImageData | None) 
 
 def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, logs: Path | None):
     """The search's evaluator, and what the supernet is validated on where that is not what α learns from."""
-    resumed = {} if checkpoint is None else {"ckpt_path": str(checkpoint), "weights_only": True}
+    resumed = {} if checkpoint is None else {"ckpt_path": str(checkpoint)}
     if parts.evaluator is not None:
         evaluator = parts.evaluator
         evaluator.fit_kwargs.update(resumed)
