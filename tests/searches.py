@@ -46,7 +46,7 @@ class Life:
     def __init__(self, words: list[str], place: Path, **options):
         number = len(list(place.glob("life*.out")))
         self.files = [place / f"life{number}.{kind}" for kind in ("out", "err")]
-        environment = {**os.environ, **ENVIRONMENT, "HOME": str(place)}
+        environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": str(place)}
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
                 words, cwd=place, stdout=out, stderr=err, env=environment, start_new_session=True, **options
