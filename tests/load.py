@@ -29,6 +29,10 @@ import numpy as np
 import psutil
 from searches import Lost, Search, compare
 
+from nni_fairdarts import experiment
+from nni_fairdarts.arguments import read_config
+from nni_fairdarts.stopping import Stopped
+
 WARM_UP = 20  # epochs
 TINY = {"batch_size": 80, "gap_batches": 1}
 """One step per epoch."""
@@ -114,8 +118,6 @@ def left(before: dict[str, Counter], after: dict[str, Counter]) -> list[str]:
 
 def search_here(folder: Path, listener: Callable | None = None, workers: int = 0, **settings) -> Search:
     """A search in this process."""
-    from nni_fairdarts import experiment
-
     search = Search(folder, **settings)
     with _inside(folder):
         experiment.search(_config(folder, workers), listener)
@@ -123,8 +125,6 @@ def search_here(folder: Path, listener: Callable | None = None, workers: int = 0
 
 
 def _config(folder: Path, workers: int):
-    from nni_fairdarts.arguments import read_config
-
     config = read_config(folder / "small.yaml")
     return replace(config, data=replace(config.data, workers=workers))
 
@@ -166,8 +166,6 @@ def _ends_with_workers(folder: Path) -> None:
 
 
 def _retrained(folder: Path) -> None:
-    from nni_fairdarts import experiment
-
     search = search_here(folder, epochs=1, **TINY)
     with _inside(folder):
         experiment.retrain(_config(folder, 2), experiment.architecture_of(search.run), search.run / "retrain")
@@ -179,7 +177,7 @@ def _raises(folder: Path) -> None:
 
 
 def _interrupted(folder: Path) -> None:
-    with suppress(KeyboardInterrupt, SystemExit):
+    with suppress(Stopped):
         search_here(folder, stop_by(signal.SIGINT), workers=2, epochs=4, **TINY)
 
 
@@ -201,9 +199,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=200, help="of one search, more than 30; 0 for none")
     given = parser.parse_args()
     folder, failed = Path(tempfile.mkdtemp(prefix="load-")), 0
-    import nni  # noqa: F401 (it sets its logger up when imported)
-
-    logging.getLogger("nni").setLevel(logging.ERROR)
+    for name in ("nni", "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d %H:%M')}")
     search_here(folder / "warm", epochs=1, **TINY)  # what is made once in a process is there
