@@ -83,7 +83,10 @@ KILLS = ("a checkpoint", "at any time", "its beginning", "as files change", "the
 
 
 def kill_again_and_again(report: "Report", make: Callable[[], Search], kills: int, random: Random, at_a_time: int = 4):
-    """Inject ``kills`` of them, some into each search that ``make`` makes, and go on to its end."""
+    """Inject ``kills`` of them, some into each search that ``make`` makes, and go on to its end.
+
+    Some searches save within their epochs, too.
+    """
     done = 0
     while done < kills:
         search, places = make(), []
@@ -512,7 +515,7 @@ def main() -> int:
     searched = report.reference(Search(report.place()))
     if re.search(given.only, "SIGKILL of a search"):
         random = Random(f"{given.seed} searches")
-        kill_again_and_again(report, lambda: Search(report.place()), given.kills, random)
+        kill_again_and_again(report, lambda: Search(report.place(), random.choice([0, 2])), given.kills, random)
     for round in range(given.rounds):
         for name, fault in FAULTS.items():
             if re.search(given.only, name):

@@ -109,12 +109,12 @@ class Search:
 
     name = "search"
 
-    def __init__(self, place: Path, **search):
+    def __init__(self, place: Path, checkpoint_steps: int = 0, **search):
         self.place = place
         self.run = place / "runs" / "run"
         place.mkdir(parents=True)
         (place / "images.py").write_text(IMAGES)
-        settings = {**SEARCH, "search": {**SEARCH["search"], **search}}
+        settings = {**SEARCH, "checkpoint_steps": checkpoint_steps, "search": {**SEARCH["search"], **search}}
         (place / "small.yaml").write_text(yaml.safe_dump(settings))
 
     def words(self) -> list[str]:
@@ -161,7 +161,7 @@ class Search:
         return {
             "history": [_untimed(record) for record in history],
             **{name: np.load(run / name).tobytes() for name in ("normal_weight.npy", "reduce_weight.npy")},
-            **{name: (run / name).read_bytes() for name in ("genotype.json", "sample.json", "config.yaml")},
+            **{name: (run / name).read_bytes() for name in ("genotype.json", "sample.json")},
             "result.json": _untimed(json.loads((run / "result.json").read_text())),
             **_checkpoint(self.checkpoints()[-1]),
         }
