@@ -9,8 +9,10 @@ from pathlib import Path
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
-from nni_fairdarts.config import RunConfig, from_mapping
+from nni_fairdarts.config import SECTIONS, RunConfig, from_mapping
+from nni_fairdarts.edges import shortened
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.yaml_files import read_mapping
 
 _FIELDS = tuple(f.name for f in fields(RunConfig))
 
@@ -40,9 +42,29 @@ def run_config(parsed: Namespace) -> RunConfig:
     return from_mapping({key: value for key, value in parsed.as_dict().items() if key in _FIELDS})
 
 
+def check_file(path: Path) -> None:
+    """Raise InputError, naming it, where ``path`` is no YAML file of a run's settings, as far as that is told from it.
+
+    A parser reads it once more, and knows which settings there are.
+    """
+    values = read_mapping(path, "the configuration of a run, as --print_config prints one")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise InputError(f"{path} has the name {odd[0]!r}, which must be a word, such as seed; mend it")
+    if "config" in values:
+        raise InputError(f"{path} has the name config: a file cannot name another; give --config twice instead")
+    for name in SECTIONS.keys() & values.keys():
+        short = name == "space" and isinstance(values[name], str)
+        if not short and not isinstance(values[name], dict):
+            raise InputError(
+                f"{path}: {name} must be a section with settings of its own, got {shortened(values[name])}; "
+                "leave it out for the defaults"
+            )
+
+
 def read_config(path: Path) -> RunConfig:
     """The configuration in a YAML file. Raises InputError for a missing or broken file and unknown keys."""
     parser = run_parser()
+    check_file(path)
     try:
         return run_config(parser.parse_path(str(path)))
     except InputError as error:
@@ -93,7 +115,9 @@ def explain(error: Exception, parser: ArgumentParser) -> str:
     """What a parser complained about; where it did not know a name, the names it knows are added."""
     text = re.sub(r"^Parser key ", "", str(error)).replace("<class 'float'>", "number")
     text = re.sub(r"a (?:typing\.)?Literal\[([^]]*)\]", r"one of \1", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(text.split()))
+    text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(text.split())).replace(
+        "Expected a int.", "Expected a whole number."
+    )
     text = re.sub(r"Group '(\w+)' does not accept option '", r"A configuration does not accept option '\1.", text)
     unknown = re.search(r"(?:(?:does not accept option|Key|key) ['\"]|nrecognized arguments: --)([\w.]+)", text)
     if unknown and re.search(r"not accept|nrecognized|not expected|nexpected", text):

@@ -206,16 +206,21 @@ def newest(folder: Path) -> Path | None:
 
     Damaged ones are passed over with a warning. Raises InputError where all are damaged.
     """
-    found = saved(folder)
-    for path in found:
+    errors = []
+    for path in saved(folder):
         try:
             read(path)
         except InputError as error:
-            warnings.warn(f"{error}; the one before it is looked at", RuntimeWarning, stacklevel=2)
+            errors.append(error)
         else:
+            for error in errors:
+                warnings.warn(f"{error}; the one before it is taken", RuntimeWarning, stacklevel=2)
             return path
-    if found:
-        raise InputError(f"no checkpoint in {folder} is whole; remove the folder of the run and begin anew")
+    if errors:
+        raise InputError(
+            f"{errors[0]}: it is damaged, or of another program, and no other in its folder is whole; put a copy in "
+            "its place, or search again under a new --name"
+        ) from errors[0]
     return None
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from nni_fairdarts.arguments import FORMAT, explain, run_config, run_parser
+from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss, SaveError
+from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFiniteLoss
+from nni_fairdarts.failures import complain, unexpected
 from nni_fairdarts.folder import going_on, run_of
+from nni_fairdarts.launched import end_with_parent, launched_rank
 from nni_fairdarts.stopping import Stopped
+from nni_fairdarts.variables import nonsense
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
 
@@ -53,7 +56,7 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
 def _derive(parsed: Namespace, config: None) -> None:
     from nni_fairdarts import experiment
 
-    if parsed.output and Path(parsed.output).exists():
+    if parsed.output and os.path.lexists(parsed.output):
         raise InputError(f"{parsed.output} exists already; choose another --output")
     genotype = experiment.derive(Path(parsed.run), parsed.discretization, parsed.threshold)
     print(genotype)
@@ -177,39 +180,53 @@ def main(arguments: list[str] | None = None) -> int:
         prog="nni-fairdarts", exit_on_error=False, allow_abbrev=False, parser_mode=FORMAT, description=__doc__
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    parsers = {name: make() for name, (make, _, _) in COMMANDS.items()}
+    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
+    # Only the parser that is needed: to make all takes longer than a command that ends with an error.
+    parsers = {name: make() if [name] == arguments[:1] else ArgumentParser() for name, (make, _, _) in COMMANDS.items()}
     for name, (_, _, text) in COMMANDS.items():
         commands.add_subcommand(name, parsers[name], help=text)
-    arguments = _config_first(sys.argv[1:] if arguments is None else arguments)
     known = parsers.get(arguments[0]) if arguments else None
     try:
-        if arguments[:1] and arguments[0] in RESUMABLE:
+        if arguments[:1] != ["launch"]:  # its --config is NNI's
+            for path in _config_files(arguments):
+                check_file(path)
+        resuming = any(argument.split("=")[0] == "--resume" for argument in arguments)
+        if arguments[:1] == ["retrain"] or (resuming and arguments[0] in RESUMABLE):
             _take_defaults_of_the_run(arguments[1:], parsers[arguments[0]])
         parsed = parser.parse_args(arguments)
         command = parsed.command
         values = parsed[command]
         config = run_config(values) if command in OF_A_RUN else None
     except (ArgumentError, InputError) as error:
-        return _complain(explain(error, known or parser))
+        return complain(explain(error, known or parser), error=error)
+    except Exception as error:
+        return unexpected(error)
+    if error := nonsense():
+        return complain(error)
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
+    if launched_rank() != 0:
+        _be_one_of_several()
     try:
         with warnings.catch_warnings():
             _quieten()
             COMMANDS[command][1](values, config)
     except InputError as error:
-        return _complain(str(error))
+        return complain(str(error), error=error)
     except (NonFiniteLoss, ManagerError) as error:
-        return _complain(str(error), 1)
-    except SaveError as error:
-        return _complain(f"{error}{_how_to_go_on(command, values, config)}", 1)
+        return _complain_once(str(error), 1, error)
+    except LostProcess as error:
+        return _complain_once(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except Stopped as stop:
-        return _complain(
-            f"stopped; saved in {stop.checkpoint}{_how_to_go_on(command, values, config)}", 128 + stop.signal
-        )
+        how = _how_to_go_on(command, values, config)
+        return _complain_once(f"stopped; saved in {stop.checkpoint}{how}", 128 + stop.signal)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk that is full, a folder that is gone
+        return complain(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        return _complain(f"stopped{_how_to_go_on(command, values, config)}", 130)
+        return _complain_once(f"stopped{_how_to_go_on(command, values, config)}", 130)
+    except Exception as error:
+        return unexpected(error)
     return 0
 
 
@@ -253,15 +270,31 @@ def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> N
         hint = "leave out" if values.resume else "use --into instead of"
         raise InputError(f"this goes into the run's own folder; {hint} --{others[0]}")
     config = run_of(Path(run))
-    found = Path(run).absolute()
     if values.resume:
-        config = replace(config, name=found.name, runs=str(Path(run).parent))
+        folder = Path(run) if Path(run).name else Path(run).absolute()
+        config = replace(config, name=folder.name, runs=str(folder.parent))
     parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
 
 
-def _complain(message: str, code: int = 2) -> int:
-    print(f"nni-fairdarts: error: {message}", file=sys.stderr)
-    return code
+def _config_files(arguments: list[str]) -> list[Path]:
+    """The files that --config names."""
+    behind = [file for option, file in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    return [Path(file) for file in behind] + [Path(a[9:]) for a in arguments if a.startswith("--config=")]
+
+
+def _be_one_of_several() -> None:
+    """What the first process prints is enough; without it this one has nothing to do."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    warnings.showwarning = lambda *args, **kwargs: None
+    end_with_parent()
+
+
+def _complain_once(message: str, code: int, error: BaseException | None = None) -> int:
+    """Complain of what all processes that train together have met.
+
+    The first one does it: where another ends with an error Lightning kills it, within 5 seconds, whatever it is doing.
+    """
+    return complain(message, code, error) if launched_rank() == 0 else 0
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -270,16 +303,18 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def _quieten() -> None:
     """Keep the console for the progress bar and one line per epoch; errors and real warnings still show."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+        logging.getLogger(f"{name}.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts
-    warnings.showwarning = _show_warning
+    if launched_rank() == 0:
+        warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
     logging.getLogger("nni").setLevel(logging.CRITICAL)  # its errors say that there was one; the command says which

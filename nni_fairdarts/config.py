@@ -4,13 +4,35 @@ Defaults are the published CIFAR-10 search and retraining (Fair DARTS, arXiv 191
 """
 
 import dataclasses
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, Optional, get_args
 
 import yaml
 
 from nni_fairdarts.errors import InputError
+
+MOST = {
+    "width": 4096, "num_cells": 1000, "image_size": 8192, "workers": 1024, "threads": 4096, "seed": 2**32 - 1,
+}  # fmt: skip
+"""The largest whole number that a field takes where it is not 10⁹: beyond it no machine has the memory, or no library
+takes it."""
+
+
+def _check_values(owner: str, config) -> None:
+    """Raise InputError for what is no number where one is meant, and for numbers without end."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        optional = type(None) in get_args(one.type)
+        _check(owner, value is not None or optional, one.name, "null", "given", "; leave it out for the default")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                _check(owner, math.isfinite(number), one.name, number, "a finite number")
+            elif isinstance(number, int):
+                most = MOST.get(one.name, 10**9)
+                _check(owner, number <= most, one.name, number, f"at most {most}")
 
 
 def _check(owner: str, ok: bool, name: str, value, expected: str, hint: str = "") -> None:
@@ -50,6 +72,11 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self):
+        _check_values("data", self)
+        _check("data", self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
+        for name in ("crop_padding", "workers"):
+            _check("data", getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _check("data", self.root.isprintable() and self.root != "", "root", repr(self.root), "the path of a folder")
         for name in ("search_classes", "search_images_per_class"):
             value = getattr(self, name)
             _check("data", value is None or value >= 2, name, value, "at least 2, or unset for all")
@@ -76,6 +103,7 @@ class SpaceConfig:
     operations: Optional[list[str]] = None  # noqa: UP045
 
     def __post_init__(self):
+        _check_values("space", self)
         ours = self.name == "darts"
         _check("space", ours or ":" in self.name, "name", repr(self.name), "darts, or module:Class of yours")
         given = self.arguments or "none"
@@ -106,6 +134,7 @@ class PenaltyConfig:
     aggregate: Literal["add", "mul"] = "add"
 
     def __post_init__(self):
+        _check_values("search.penalty", self)
         used = self.profiler != "none"
         _check("search.penalty", used or not self.baseline, "profiler", "none beside a baseline", "flops or params")
         _check("search.penalty", not used or self.baseline > 0, "baseline", self.baseline, "more than 0")
@@ -118,7 +147,7 @@ class SearchConfig:
     Args:
         strategy: fairdarts, or one of NNI's own, for comparison: darts, gumbel_darts, proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
-        batch_size: images per step, for weights and α alike.
+        batch_size: images per step, for weights and α alike; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
         learning_rate_min: of SGD at the end of its cosine.
         momentum: of SGD.
@@ -215,7 +244,7 @@ class RetrainConfig:
         width: channels of the first cells.
         num_cells: cells in a row.
         epochs: passes over the training set.
-        batch_size: images per step.
+        batch_size: images per step; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
         schedule: of the learning rate: cosine (down to learning_rate_min) or exponential (times
             learning_rate_decay after each epoch).
@@ -247,9 +276,9 @@ class RetrainConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        _check_sgd("retrain", self)
         _check("retrain", self.width >= 2 and self.width % 2 == 0, "width", self.width, "an even number, at least 2")
         _check("retrain", self.num_cells >= 3, "num_cells", self.num_cells, "at least 3 (normal, reduction, reduction)")
-        _check_sgd("retrain", self)
         decay = self.learning_rate_decay
         _check("retrain", 0 < decay <= 1, "learning_rate_decay", decay, "in (0, 1]", "; DARTS uses 0.97 on ImageNet")
         _check("retrain", self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "0 or more")
@@ -258,6 +287,7 @@ class RetrainConfig:
 
 
 def _check_sgd(owner: str, config) -> None:
+    _check_values(owner, config)
     for name in ("epochs", "batch_size"):
         _check(owner, getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     _check(owner, config.learning_rate > 0, "learning_rate", config.learning_rate, "more than 0")
@@ -276,6 +306,8 @@ class RunConfig:
         seed: of everything random.
         device: auto, cpu or cuda.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
+        devices: processes that train together, one per CUDA device; on a CPU by gloo. batch_size is each one's own:
+            a step sees devices times as many images. Of fairdarts, and of retraining.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
         evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
@@ -292,6 +324,7 @@ class RunConfig:
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int = 0
+    devices: int = 1
     threads: Optional[int] = None  # noqa: UP045
     evaluator: Optional[str] = None  # noqa: UP045
     metric: str = "val_acc"
@@ -301,11 +334,21 @@ class RunConfig:
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
 
     def __post_init__(self):
+        _check_values("run", self)
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
         _check("run", self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        _check("run", self.devices >= 1, "devices", self.devices, "at least 1")
+        alone = self.devices == 1 or self.search.strategy == "fairdarts"
+        _check(
+            "run", alone, "devices", self.devices, f"1 with {self.search.strategy}", "; only fairdarts shares a search"
+        )
+        graphs = self.devices > 1 and self.search.cuda_graphs
+        _check("search", not graphs, "cuda_graphs", True, f"false with devices {self.devices}")
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
-        _check("run", bool(plain), "name", repr(self.name), "a folder's name without slashes")
+        plain = plain and self.name.isprintable() and len(os.fsencode(self.name)) <= 200
+        _check("run", plain, "name", repr(self.name), "a folder's name without slashes, of at most 200 bytes")
+        _check("run", self.runs.isprintable() and self.runs != "", "runs", repr(self.runs), "the path of a folder")
         cells = self.search.strategy == "proxyless" and self.space.name == "darts"
         other = "another strategy, or a space of LayerChoice such as nni_fairdarts.spaces:S2; NNI's cannot search cells"
         _check("search", not cells, "strategy", "proxyless for the space darts", other)
@@ -320,12 +363,33 @@ class RunConfig:
         return Path(self.runs) / self.name
 
 
+SECTIONS = {"data": DataConfig, "space": SpaceConfig, "search": SearchConfig, "retrain": RetrainConfig}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes words that jsonargparse, unlike PyYAML, reads as numbers: a run may be named 1e3."""
+
+    def represent_str(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _is_number(text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def to_yaml(config: RunConfig) -> str:
     """The configuration as YAML; a ``--config`` file."""
     values = dataclasses.asdict(config)
     for name in ("arc_betas", "temperature"):
         values["search"][name] = list(values["search"][name])
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def from_mapping(values: dict) -> RunConfig:
@@ -333,13 +397,12 @@ def from_mapping(values: dict) -> RunConfig:
 
     Raises InputError where a section is no mapping, and for values out of range.
     """
-    sections = {"data": DataConfig, "space": SpaceConfig, "search": SearchConfig, "retrain": RetrainConfig}
     built = dict(values)
-    for key in sections.keys() & values.keys():
+    for key in SECTIONS.keys() & values.keys():
         if not isinstance(values[key], dict):
             raise InputError(f"{key} must be a section with settings of its own, got {values[key]!r}")
         settings = dict(values[key])
         if isinstance(settings.get("penalty"), dict):
             settings["penalty"] = PenaltyConfig(**settings["penalty"])
-        built[key] = sections[key](**settings)
+        built[key] = SECTIONS[key](**settings)
     return RunConfig(**built)

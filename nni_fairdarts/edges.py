@@ -29,6 +29,10 @@ KNOWN_OPERATIONS = OPERATIONS + (
 )
 
 
+LARGEST_NODE = 1000  # and edges: far beyond any cell, and what a stranger's file may ask for
+MOST_EDGES = 1000
+
+
 @dataclass(frozen=True)
 class Edge:
     """One kept operation: ``node`` <- ``operation(source)``; nodes 0 and 1 are the cell's inputs."""
@@ -70,13 +74,17 @@ def checked_edge(where, edge) -> Edge:
             raise InputError(f"{where} must be (operation, node, source), got {shortened(edge)}")
         edge = Edge(*edge)
     if edge.operation not in KNOWN_OPERATIONS:
-        raise InputError(f"{where}: unknown operation {edge.operation!r}; known: {', '.join(KNOWN_OPERATIONS)}")
+        raise InputError(
+            f"{where}: unknown operation {shortened(edge.operation)}; known: {', '.join(KNOWN_OPERATIONS)}"
+        )
     numbers = type(edge.node) is int and type(edge.source) is int
     if not (numbers and edge.node >= 2 and 0 <= edge.source < edge.node):
         raise InputError(
             f"{where}: node must be a whole number from 2 (0 and 1 are the cell's inputs) and source one from 0 "
             f"below node, got node {edge.node!r} and source {edge.source!r}"
         )
+    if edge.node > LARGEST_NODE:
+        raise InputError(f"{where}: node must be at most {LARGEST_NODE}, got {edge.node}")
     return edge
 
 
@@ -84,13 +92,15 @@ def checked_edges(cell, edges) -> tuple[Edge, ...]:
     """The edges of a cell as Edges, in their order. Raises InputError, naming the cell and the place."""
     if not isinstance(edges, list | tuple):
         raise InputError(f"{cell} must be a list of edges, got {shortened(edges)}")
+    if len(edges) > MOST_EDGES:
+        raise InputError(f"{cell} must have at most {MOST_EDGES} edges, got {len(edges)}")
     return tuple(checked_edge(f"{cell}[{i}]", edge) for i, edge in enumerate(edges))
 
 
 def checked_concat(key, nodes) -> tuple[int, ...]:
     """The nodes that a cell concatenates, each once. Raises InputError, naming ``key``."""
-    listed = isinstance(nodes, list | tuple | range) and all(type(node) is int and node >= 2 for node in nodes)
-    if not listed or len(set(nodes)) != len(nodes):
+    listed = isinstance(nodes, list | tuple | range) and len(nodes) <= LARGEST_NODE
+    if not listed or not all(type(node) is int and node >= 2 for node in nodes) or len(set(nodes)) != len(nodes):
         raise InputError(f"{key} must be a list of different node numbers from 2, got {shortened(nodes)}")
     return tuple(nodes)
 

@@ -9,6 +9,12 @@ class InputError(ValueError):
     The command line prints the message without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str):
+        # Of one that a loader's worker process met, torch hands on the traceback for a message.
+        super().__init__(
+            message.rpartition(f"\n{__name__}.InputError: ")[2] if message.startswith("Caught ") else message
+        )
+
 
 class NonFiniteLoss(ArithmeticError):
     """A loss became NaN or infinite: training stopped before anything that it spoils was saved.
@@ -27,6 +33,10 @@ class SaveError(OSError):
         return cls(
             f"cannot write {path}: {error.strerror or error}; {kept}. Make room, or the folder writable, and go on"
         )
+
+
+class LostProcess(RuntimeError):
+    """Another of the processes that train together has ended, so this one cannot go on."""
 
 
 class ManagerError(RuntimeError):

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -16,12 +16,16 @@ from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.files import write_text
 from nni_fairdarts.history import read_history
+from nni_fairdarts.launched import launched_rank
 
 
 def create(folder: Path) -> Path:
     """Make a new, empty ``folder``. Raises InputError where something is there or it cannot be made."""
-    # Hidden files: a lock, or what was being written when a process was killed before it had written anything else.
-    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+    # Hidden files: what was being written when a process was killed before it had written anything else.
+    # os, not Path: those raise where a name is too long, or a parent folder may not be entered.
+    if os.path.lexists(folder) and not (
+        os.path.isdir(folder) and all(name.startswith(".") for name in os.listdir(folder))
+    ):
         hint = "give another --name (in a run: another --into)"
         if command := going_on(folder):
             hint += f", or go on with it: {command}"
@@ -55,15 +59,34 @@ def going_on(folder: Path) -> str | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, this process alone works in ``folder``. Raises InputError where another one does."""
-    if fcntl is None or os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
+    if fcntl is None or launched_rank() != 0:  # another process of the same training
         yield
         return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another process is at work in {folder}; wait for it, or stop it") from error
-        yield  # closing the file, or the end of the process, gives it free
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems without locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another process is at work in {folder}; wait for it, or stop it") from None
+        _held.add(held)
+        yield
+    finally:
+        _held.discard(held)
+        os.close(held)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a loader's worker: it could outlive its parent, and would keep the folder locked."""
+    for lock in _held:
+        os.close(lock)
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -76,12 +99,17 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    """What ``write_json`` wrote. Raises InputError where it is missing or damaged."""
+def read_json(path: Path, *keys: str) -> dict:
+    """What ``write_json`` wrote, with all of ``keys``. Raises InputError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}; the run is not finished, or the file is damaged") from error
+    return content
 
 
 def run_of(folder: Path) -> RunConfig:
@@ -98,19 +126,18 @@ def run_of(folder: Path) -> RunConfig:
 def last_epoch(folder: Path) -> dict:
     """The last epoch of a run's history. Raises InputError where no epoch was finished."""
     path = folder / "history.jsonl"
-    records = read_history(path) if path.is_file() else []
+    records = read_history(path) if path.exists() else []
     if not records:
         raise InputError(f"{path} holds no finished epoch, so there are no gates to derive from; let the search run")
-    if not isinstance(records[-1], dict):
-        raise InputError(f"the last line of {path} is no record of an epoch: the file is damaged")
     return records[-1]
 
 
 def last_gates(folder: Path) -> dict:
     """The last epoch of a run's history, with gates of cells. Raises InputError where it has none."""
     last = last_epoch(folder)
-    gates = last.get("gates")
-    if not isinstance(gates, dict) or not {"normal", "reduce"} <= gates.keys():
+    gates, operations = last.get("gates"), last.get("operations", {})
+    named = isinstance(operations, dict) and all(isinstance(names, list) for names in operations.values())
+    if not (named and isinstance(gates, dict) and {"normal", "reduce"} <= gates.keys()):
         raise InputError(
             f"the last line of {folder / 'history.jsonl'} has no gates of a normal and a reduce cell: the search "
             "was of another space or by a strategy without gates, or the file is damaged"

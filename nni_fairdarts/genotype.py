@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from dataclasses import astuple, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -145,7 +146,11 @@ class Genotype:
             if cell not in slots or not slash:
                 continue
             kind, *place = name.split("_")
-            if kind not in ("op", "input") or len(place) != 2 or not all(part.isdecimal() for part in place):
+            if (
+                kind not in ("op", "input")
+                or len(place) != 2
+                or not all(re.fullmatch(r"\d{1,4}", part) for part in place)
+            ):
                 raise InputError(f"expected {cell}/op_NODE_SLOT or {cell}/input_NODE_SLOT in a sample, got {key!r}")
             slots[cell].setdefault(tuple(map(int, place)), {})[kind] = value
         concat = tuple(range(2, 2 + nodes))

@@ -45,13 +45,28 @@ def _is_before(line: str, epoch: int) -> bool:
 
 
 def read_history(path: Path) -> list[dict]:
-    """The epochs of a history file, oldest first; a last line cut short by a crash is left out."""
+    """The epochs of a history file, oldest first; a last line cut short by a crash is left out.
+
+    Raises InputError, naming the line, for any other that is no record of an epoch.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read the history {path}: {error.strerror}; give the folder of a search") from error
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line.decode("utf-8"))
+            if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+                raise ValueError("it has no whole number as its epoch")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and not line.endswith(b"}"):
+                break
+            raise InputError(
+                f"line {number} of the history {path} is no record of an epoch ({error}): the file is damaged, or of "
+                "another program; remove what is behind the line before it, or take the file from a copy"
+            ) from error
+        records.append(record)
     return records
 
 

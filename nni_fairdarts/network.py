@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nni_fairdarts.edges import Edge
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.genotype import CELLS, Genotype
 
 STEMS = ("cifar", "imagenet")
 
@@ -45,7 +45,7 @@ class DerivedCell(nn.Module):
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
         """Outputs of the two cells before, (N, C, H, W) -> (N, out_channels, H, W), halved H, W in a reduction cell."""
         states = dict(enumerate(self.preprocessor([before_last, last])))
-        for node in dict.fromkeys(edge.node for edge in self.edges):
+        for node in sorted({edge.node for edge in self.edges}):
             terms = []
             for edge, op in zip(self.edges, self.ops, strict=True):
                 if edge.node == node:
@@ -203,8 +203,8 @@ def _check_buildable(genotype: Genotype, width: int, num_cells: int, dataset: st
         raise InputError(f"num_cells must be at least 3 (normal, reduction, reduction), got {num_cells}")
     if width < 2 or width % 2:
         raise InputError(f"width must be an even number of channels, at least 2, got {width}")
-    for kind, concat in (("normal", genotype.normal_concat), ("reduce", genotype.reduce_concat)):
-        if not concat:
+    for kind in CELLS:
+        if not (getattr(genotype, kind) and getattr(genotype, f"{kind}_concat")):
             raise InputError(
                 f"the {kind} cell of this genotype keeps no operation that its inputs reach; derive it at a lower "
                 "threshold, or give the cell an edge from node 0 or 1"

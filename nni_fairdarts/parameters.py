@@ -8,8 +8,8 @@ from nni_fairdarts.arguments import changed, known_fields
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
 
-OWN = ("name", "runs")
-"""Fields that are not a trial's to choose: its folder is NNI's."""
+OWN = ("name", "runs", "devices")
+"""Fields that are not a trial's to choose: its folder is NNI's, and it is one process."""
 
 
 def flat(parameters: Mapping) -> dict:
@@ -128,5 +128,15 @@ def _values(name: str, entry) -> list:
     if kind.startswith("log") or "loguniform" in kind:
         if kind.endswith("uniform") and given[0] <= 0:
             raise InputError(f"the search space's {name}: {kind} begins above 0, got {given!r}")
-        return [*given[:2], *within] if kind.endswith("uniform") else [math.exp(given[0])]
+        return [*given[:2], *within] if kind.endswith("uniform") else [_exp(name, kind, given[0])]
     return [*given[:2], *within] if kind.endswith("uniform") else [given[0]]
+
+
+def _exp(name: str, kind: str, power: float) -> float:
+    """The middle of a distribution that is normal in its logarithm."""
+    try:
+        return math.exp(power)
+    except OverflowError:
+        raise InputError(
+            f"the search space's {name}: {kind} takes the mean of the logarithm, and e^{power} is no number; give less"
+        ) from None

@@ -107,9 +107,9 @@ def _claim(name: str) -> socket.socket | None:
     return claim
 
 
-def command(*words, **kwargs) -> subprocess.CompletedProcess:
-    """What a command of this environment prints and returns."""
-    environment = {**os.environ, **ENVIRONMENT}
+def command(*words, environment: dict | None = None, **kwargs) -> subprocess.CompletedProcess:
+    """What a command of this environment, and of what is given of ``environment``, prints and returns."""
+    environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
     return subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, env=environment, timeout=300, **kwargs
     )

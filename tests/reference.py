@@ -93,6 +93,40 @@ def derived_cell(cell, edges, reduction, style, probability, before_last, last):
     return torch.cat([states[node] for node in sorted(states) if node > 1], 1)
 
 
+def derived_logits(network, cells, style, images):
+    """A derived network's logits in evaluation mode; cells are edges as ``derived_cell`` takes them, by kind."""
+    depth = len(network.cells)
+    before_last = last = network.stem(images)
+    for index, cell in enumerate(network.cells):
+        reduction = index in (depth // 3, 2 * depth // 3)
+        edges = cells["reduce" if reduction else "normal"]
+        before_last, last = last, derived_cell(cell, edges, reduction, style, 0.0, before_last, last)
+    return network.classifier(last.mean((2, 3)))
+
+
+def derived_parameters(cells, width, depth, classes, channels):
+    """How many parameters a derived network with the CIFAR stem has, each layer's by its formula."""
+
+    def convolution(inputs, outputs):  # 1×1 with batch norm, in one piece or in two halves
+        return inputs * outputs + 2 * outputs
+
+    def operation(name, c, stride):
+        if name.startswith(("sep", "dil")):
+            kernel = int(name[-1])
+            return (2 if name.startswith("sep") else 1) * (c * kernel**2 + convolution(c, c))
+        return convolution(c, c) if name == "skip_connect" and stride == 2 else 0
+
+    c, total = width, channels * 3 * width * 9 + 2 * 3 * width
+    before_last = last = 3 * width
+    for index in range(depth):
+        reduction = index in (depth // 3, 2 * depth // 3)
+        edges, c = (cells["reduce"], 2 * c) if reduction else (cells["normal"], c)
+        total += convolution(before_last, c) + convolution(last, c)
+        total += sum(operation(name, c, 2 if reduction and source < 2 else 1) for name, _, source in edges)
+        before_last, last = last, c * len({node for _, node, _ in edges})
+    return total + last * classes + classes
+
+
 # -- bilevel step --------------------------------------------------------------------------------------------------
 
 

@@ -549,9 +549,9 @@ def test_what_nni_takes_for_a_comment(launcher, value, message, as_file):
     ("text", "message"),
     [
         (None, "cannot read .*config.yaml: No such file"),
-        ("a: [1", r"(?s)config.yaml is not YAML: .*line 1"),
+        ("a: [1", r"config.yaml is not YAML: .*line 1"),
         ("- 1", "must hold names and values .*, got list"),
-        ("", "must hold names and values .*, got NoneType"),
+        ("", "must hold names and values .*, got nothing"),
         ("trialConcurency: 2", "unknown name trialConcurency; did you mean trialConcurrency?"),
         ("xyz: 2", "unknown name xyz; known: experimentName, experimentType"),
         ("tuner: {name: TPE, args: {}}", "unknown name tuner.args; .*classArgs"),

@@ -42,7 +42,7 @@ def test_names_are_fields_and_those_of_search_stand_alone():
         ({"strategy": "drats"}, ["strategy", "drats", "gumbel_darts"]),
         ({"threshold": 1.5}, ["search.threshold must be in (0, 1), got 1.5; the paper uses 0.85"]),
         ({"epochs": 2.5}, ["search.epochs", "2.5"]),
-        ({"seed": "a"}, ["seed", "Expected a int. Got value: a"]),
+        ({"seed": "a"}, ["seed", "Expected a whole number. Got value: a"]),
     ],
 )
 def test_what_does_not_fit_is_refused(parameters, texts):
@@ -94,7 +94,7 @@ def test_values_are_tried_beside_the_others():
             ["the search space's epoch: 0", "did you mean epochs?"],
         ),
         ({"strategy": {"_type": "choice", "_value": [{"name": "darts"}]}}, ["needs a _name"]),
-        ({"seed": {"_type": "uniform", "_value": [0, 3]}}, ["space's seed: 1.24", "Expected a int"]),
+        ({"seed": {"_type": "uniform", "_value": [0, 3]}}, ["space's seed: 1.24", "Expected a whole number"]),
         ({"seed": {"_type": "chioce", "_value": [1]}}, ["space's seed has the _type 'chioce'; NNI knows choice"]),
         ({"seed": {"_type": "randint", "_value": [5]}}, ["seed: randint takes 2 numbers as _value, got [5]"]),
         ({"threshold": {"_type": "loguniform", "_value": [0, 1]}}, ["loguniform begins above 0, got [0, 1]"]),

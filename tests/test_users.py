@@ -168,7 +168,7 @@ def test_it_can_be_retrained_again(theirs, tmp_path, capsys):
         ({"space": "theirs:no_space"}, "theirs:no_space must make a model space of NNI's, got int"),
         (
             {"space": {"name": "theirs:Space", "arguments": {"depth": 3}}},
-            "cannot make the model space theirs:Space: Space.__init__() got an unexpected keyword argument 'depth'",
+            "space theirs:Space: TypeError: Space.__init__() got an unexpected keyword argument 'depth'; give its",
         ),
         ({"space": "mine"}, "space.name must be darts, or module:Class of yours, got 'mine'"),
         ({"space": {"arguments": {"width": 3}}}, "space.arguments must be empty for darts"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
@@ -16,9 +15,10 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from nni_fairdarts.datasets.images import Arrays, ImageData, Mapped, at_size, to_size
+from nni_fairdarts.datasets.images import Arrays, ImageData, Mapped, at_size
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.users import imported
+from nni_fairdarts.failures import DEBUG
+from nni_fairdarts.users import called
 
 # Per channel, of pixels in [0, 1] of the training part; "folder" has ImageNet's.
 MEAN_STD = {
@@ -95,7 +95,9 @@ def _image(path: str) -> Image.Image:
             if image.mode.startswith(("I", "F")):  # would be cut off at 255, to white
                 raise InputError(f"the image {path} has more than 8 bits a pixel; convert it to 8 bits")
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
+    except InputError:
+        raise
+    except Exception as error:  # PIL raises many kinds for damaged files, and one for pixels by the hundred million
         raise InputError(f"cannot read the image {path}: {error}; replace it or remove it") from error
 
 
@@ -106,26 +108,67 @@ def _has_folders(folder: Path) -> bool:
 DATA_SETS = {"digits": _digits, "cifar10": partial(_cifar, 10), "cifar100": partial(_cifar, 100), "folder": _folder}
 
 
-def _first_shape(dataset: Dataset, prepare: Callable, num_classes: int, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of the first image of a user's data set once prepared, after checking it and its label."""
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
+class Users(Mapped):
+    """A data set of a user's, `where` in errors: every image and label is looked at when it is read.
+
+    Images come as uint8 tensors (C, H, W), of `shape` where that is given. Raises InputError for any other.
+    """
+
+    def __init__(self, dataset: Dataset, num_classes: int, where: str, shape: tuple[int, int, int] | None = None):
+        super().__init__(dataset, v2.PILToTensor())
+        self.num_classes, self.where, self.shape = num_classes, where, shape
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)  # where a loop over the set ends
+        try:
+            image, label = super().__getitem__(index)
+        except InputError:
+            raise
+        except Exception as error:  # the user's code can raise anything
+            raise InputError(
+                f"cannot read image {index} of {self.where}: {type(error).__name__}: {error}; mend it, or the function "
+                f"({DEBUG}=1 shows where it was raised)"
+            ) from error
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+            what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(
+                f"images of {self.where} must be PIL images or uint8 tensors (C, H, W), got {what} for image {index}"
+            )
+        if not 0 <= label < self.num_classes:
+            raise InputError(
+                f"labels of {self.where} must be in 0 .. {self.num_classes - 1}, got {label} for image {index}"
+            )
+        if self.shape is not None and tuple(image.shape) != self.shape:
+            raise InputError(
+                f"image {index} of {self.where} is {tuple(image.shape)}, but the first is {self.shape}; "
+                "--data.image_size resizes and crops them"
+            )
+        return image, label
+
+
+def _checked(dataset: Dataset, num_classes: int, where: str, image_size: int | None) -> tuple[Users, tuple]:
+    """A user's data set, and the shape (C, H, W) that its images are to have, of the first one."""
+    try:
+        there = hasattr(dataset, "__getitem__") and len(dataset) > 0
+    except Exception:  # the user's code can raise anything
+        there = False
+    if not there:
         raise InputError(f"{where} must be a data set with a length and images, got {type(dataset).__name__}")
-    image, label = Mapped(dataset, prepare)[0]
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
-        what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise InputError(f"images of {where} must be PIL images or uint8 tensors (C, H, W), got {what}")
-    channels, height, width = image.shape
-    if height != width:
+    users = Users(dataset, num_classes, where)
+    shape = tuple(users[0][0].shape)
+    if image_size is not None:
+        return users, (shape[0], image_size, image_size)
+    if shape[1] != shape[2]:
         raise InputError(
-            f"images of {where} must be square, got {height}x{width}; --data.image_size resizes and crops them"
+            f"images of {where} must be square, got {shape[1]}x{shape[2]}; --data.image_size resizes and crops them"
         )
-    if not 0 <= label < num_classes:
-        raise InputError(f"labels of {where} must be in 0 .. {num_classes - 1}, got {label}")
-    return channels, height, width
+    users.shape = shape
+    return users, shape
 
 
 def _user(name: str, root: Path, image_size: int | None, seed: int) -> ImageData:
-    made = imported(name, "data function")(root=root)
+    made = called(name, "data function", root=root)
     if isinstance(made, ImageData):
         train, test, num_classes = made.train, made.test, made.num_classes
         image_size = made.image_size if image_size is None and made.as_stored else image_size
@@ -133,12 +176,12 @@ def _user(name: str, root: Path, image_size: int | None, seed: int) -> ImageData
         train, test, num_classes = made
     else:
         raise InputError(f"{name} must return an ImageData or (train, test, num_classes), got {type(made).__name__}")
-    prepare = v2.PILToTensor() if image_size is None else to_size(image_size)
-    shape = _first_shape(train, prepare, num_classes, f"{name} (train)")
-    test_shape = _first_shape(test, prepare, num_classes, f"{name} (test)")
+    if type(num_classes) is not int or num_classes < 2:
+        raise InputError(f"{name} must return a whole number of classes, at least 2, got {num_classes!r}")
+    train, shape = _checked(train, num_classes, f"{name} (train)", image_size)
+    test, test_shape = _checked(test, num_classes, f"{name} (test)", image_size)
     if shape != test_shape:
         raise InputError(f"train and test images of {name} must have one shape, got {shape} and {test_shape}")
-    train, test = (Mapped(part, v2.PILToTensor()) for part in (train, test))
     (channels, size, _), as_stored = shape, image_size is not None
     if not isinstance(made, ImageData):
         half = (0.5,) * channels

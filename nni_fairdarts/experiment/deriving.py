@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from nni_fairdarts import folder as run_folder
-from nni_fairdarts.discretize import discretize
+from nni_fairdarts.discretize import Discretization, discretize
 from nni_fairdarts.edges import OPERATIONS
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import Genotype
@@ -25,21 +25,28 @@ def derive(folder: Path, discretization: str | None = None, threshold: float | N
         last = run_folder.last_gates(folder)
         normal, reduce = last["gates"]["normal"], last["gates"]["reduce"]
         operations = tuple(last.get("operations", {}).get("normal", OPERATIONS))
+        where = folder / "history.jsonl"
     else:
-        operations = OPERATIONS
+        operations, where = OPERATIONS, folder
         normal, reduce = (_published_gates(folder, f"{kind}_weight.npy") for kind in ("normal", "reduce"))
-    level = level if threshold is None else threshold
-    return discretize(normal, reduce, discretization or rule, level, operations)
+    settings = Discretization(discretization or rule, level if threshold is None else threshold)
+    try:
+        return discretize(normal, reduce, settings.rule, settings.threshold, operations)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _published_gates(folder: Path, name: str):
     path = folder / name
     try:
-        return np.load(path, allow_pickle=False).astype(float)
+        gates = np.load(path, allow_pickle=False)
+        if not isinstance(gates, np.ndarray) or gates.dtype.kind not in "fiu":
+            raise ValueError(f"got {getattr(gates, 'dtype', type(gates).__name__)}")
+        return gates.astype(float)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is neither a run folder (it has no config.yaml) nor one with normal_weight.npy and "
             "reduce_weight.npy"
         ) from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many kinds for broken files
         raise InputError(f"cannot read gates from {path}: {error}; it must be a NumPy array of numbers") from error

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.datasets import ImageData
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.failures import DEBUG
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import size_of, transferred, validation_batches
 from nni_fairdarts.spaces import DARTS
-from nni_fairdarts.users import imported
+from nni_fairdarts.users import called, imported
 
 
 def make_space(config: RunConfig, images: ImageData | None) -> ModelSpace:
@@ -39,13 +40,15 @@ def _made(name: str, arguments: dict, optional: set[str]) -> ModelSpace:
     """
     try:
         return imported(name, "model space")(**arguments)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
         for key in sorted(optional):
-            if f"unexpected keyword argument {key!r}" in str(error):
+            if isinstance(error, TypeError) and f"unexpected keyword argument {key!r}" in str(error):
                 return _made(name, {k: v for k, v in arguments.items() if k != key}, optional - {key})
         raise InputError(
-            f"cannot make the model space {name}: {error}; give its arguments as space.arguments, got "
-            f"{arguments or 'none'}"
+            f"cannot make the model space {name}: {type(error).__name__}: {error}; give its arguments as "
+            f"space.arguments, got {arguments or 'none'} ({DEBUG}=1 shows where it was raised)"
         ) from error
 
 
@@ -71,7 +74,7 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
 
 def users_evaluator(config: RunConfig, stage: str) -> Lightning:
     """What the user's function makes for "search" or "retrain". Raises InputError where it is no evaluator of NNI's."""
-    evaluator = imported(config.evaluator, "evaluator")(stage, config)
+    evaluator = called(config.evaluator, "evaluator", stage, config)
     if not isinstance(evaluator, Lightning):
         raise InputError(
             f"{config.evaluator} must return NNI's Lightning evaluator (nni.nas.evaluator.pytorch), got "

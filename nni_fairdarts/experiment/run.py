@@ -10,7 +10,12 @@ from nni_fairdarts.experiment.retraining import architecture_of, check_retrainin
 from nni_fairdarts.experiment.searching import Listener, resume, search
 from nni_fairdarts.folder import read_json, run_of, unfinished
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.stopping import stoppable
+
+SEARCHED = ("supernet_accuracy", "skip_connections", "nni_sample", "seconds")
+RETRAINED = ("test_accuracy", "parameters", "multiply_adds", "seconds")
+"""What is needed of a search's and of a retraining's result."""
 
 
 def run(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
@@ -41,12 +46,13 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
         elif unfinished(config.folder):
             searched = resume(config.folder, config, listener, _part(logs, "search"))
         else:
-            searched = read_json(config.folder / "result.json")
+            searched = read_json(config.folder / "result.json", *SEARCHED)
         if (retraining / "result.json").is_file():
-            return searched, read_json(retraining / "result.json")
+            return searched, read_json(retraining / "result.json", *RETRAINED)
         if (retraining / "config.yaml").is_file():
             return searched, resume_retraining(retraining, config, _part(logs, "retrain"))
-        shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
+        if launched_rank() == 0:
+            shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
         return searched, _retrained(config, logs)
 
 

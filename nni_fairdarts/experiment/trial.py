@@ -10,6 +10,7 @@ from nni.runtime.trial_command_channel.base import TrialCommandChannel
 
 from nni_fairdarts.arguments import changed
 from nni_fairdarts.config import RunConfig
+from nni_fairdarts.edges import shortened
 from nni_fairdarts.errors import InputError, NonFiniteLoss
 from nni_fairdarts.experiment.run import go_on
 from nni_fairdarts.folder import read_json, write_json
@@ -100,7 +101,7 @@ class Reports:
         self._channel = get_default_trial_command_channel()
         self._file = output / "reported.json"
         # Of an earlier life of the trial, whose last epoch may come again: a search goes on from its last checkpoint.
-        known = read_json(self._file) if self._file.is_file() else {"epochs": 0, "last": {}}
+        known = read_json(self._file, "epochs", "last") if self._file.is_file() else {"epochs": 0, "last": {}}
         self._epochs, self._last = known["epochs"], known["last"]
         self.trial = os.environ["NNI_TRIAL_JOB_ID"]
         self.parameter_id: int | None = None
@@ -118,7 +119,7 @@ class Reports:
             raise InputError("NNI's manager has no parameters for this trial; it has been stopped, or is at its end")
         self.parameter_id = received["parameter_id"]
         set_default_trial_command_channel(Silent())
-        return received["parameters"] or {}
+        return _mapping(received["parameters"] or {}, "NNI's manager")
 
     def epoch(self, epoch: int, numbers: dict[str, float]) -> None:
         """An epoch's intermediate result, once, with the keys of the first one: NNI's UI knows and needs just these."""
@@ -142,18 +143,19 @@ def trial(config: RunConfig) -> dict:
     Everything is in the trial's NNI_OUTPUT_DIR: ``trial.json`` (what it runs), ``run/``, ``tensorboard/``. A trial that
     NNI starts again, when its experiment is resumed, goes on with what it had begun. Raises InputError outside NNI.
     """
-    if "NNI_OUTPUT_DIR" not in os.environ or "NNI_TRIAL_JOB_ID" not in os.environ:
+    output = _output()
+    if config.devices > 1:  # the others would ask NNI for parameters too
         raise InputError(
-            "a trial is started by NNI's manager: nni-fairdarts launch --config EXPERIMENT.yaml; to run this "
-            "configuration by itself: nni-fairdarts run --config FILE"
+            f"a trial is one process on one device, but devices is {config.devices}; leave it out, and let several "
+            "trials run at a time (trialConcurrency, trialGpuNumber: 1)"
         )
-    output = Path(os.environ["NNI_OUTPUT_DIR"])
     reports = Reports(output)
     parameters = reports.receive()
     if (output / "trial.json").is_file():
         # Its parameters were somebody's, and are still: which set NNI hands out now may be another trial's by now.
-        earlier = read_json(output / "trial.json")
-        parameters, reports.parameter_id = earlier["parameters"], earlier["parameter_id"]
+        earlier = read_json(output / "trial.json", "parameters", "parameter_id")
+        parameters = _mapping(earlier["parameters"], output / "trial.json")
+        reports.parameter_id = earlier["parameter_id"]
     config = applied(changed(config, {"runs": str(output), "name": "run"}), parameters)
     write_json(output / "trial.json", _begun(config, reports, parameters))
     _show_tensorboard(output)
@@ -166,6 +168,30 @@ def trial(config: RunConfig) -> dict:
     write_json(output / "result.json", result)
     reports.final(result)
     return result
+
+
+def _output() -> Path:
+    """The trial's folder, as NNI says. Raises InputError outside NNI, and where it cannot be written to."""
+    if missing := [name for name in ("NNI_OUTPUT_DIR", "NNI_TRIAL_JOB_ID") if not os.environ.get(name)]:
+        raise InputError(
+            f"{' and '.join(missing)} is not set: a trial is started by NNI's manager: nni-fairdarts launch --config "
+            "EXPERIMENT.yaml; to run this configuration by itself: nni-fairdarts run --config FILE"
+        )
+    output = os.environ["NNI_OUTPUT_DIR"]
+    if not (os.path.isdir(output) and os.access(output, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"NNI_OUTPUT_DIR must be a folder that can be written to, got {output!r}; NNI sets it: choose another "
+            "experimentWorkingDirectory, or make that writable"
+        )
+    return Path(output)
+
+
+def _mapping(parameters, source) -> dict:
+    if not isinstance(parameters, dict):
+        raise InputError(
+            f"the parameters from {source} must be names and values, got {shortened(parameters)}; mend the search space"
+        )
+    return parameters
 
 
 def _begun(config: RunConfig, reports: Reports, parameters: dict) -> dict:

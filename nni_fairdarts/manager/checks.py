@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
+from nni_fairdarts.edges import shortened
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.manager.environment import LOOPBACK, is_loopback
+from nni_fairdarts.yaml_files import read_mapping
 
 
 def installation() -> None:
@@ -31,6 +31,16 @@ def installation() -> None:
         raise InputError(
             "nnictl does not start without pkg_resources, which setuptools has up to version 80: "
             "pip install 'setuptools<81'"
+        )
+
+
+def home() -> None:
+    """NNI can keep its list of experiments, which is in the user's home whatever the experiment's own folder."""
+    folder = os.path.expanduser("~")
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"HOME must be a folder that can be written to, where NNI keeps its list of experiments, got {folder!r}; "
+            "set HOME to one"
         )
 
 
@@ -64,8 +74,14 @@ def validated(config, where: str):
 
 
 def search_space(config) -> None:
-    """No name and no value in the search space holds // or #."""
-    for where, text in _strings(config.canonical_copy().search_space, "searchSpace"):
+    """The search space has names, and neither these nor its values hold // or #."""
+    space = config.canonical_copy().search_space
+    if not isinstance(space, dict):
+        raise InputError(
+            f"searchSpace must hold names and what they may be, such as seed: {{_type: choice, _value: [0, 1]}}, got "
+            f"{shortened(space)}"
+        )
+    for where, text in _strings(space, "searchSpace"):
         for mark in ("//", "#"):
             if mark in text:
                 raise InputError(
@@ -151,17 +167,7 @@ def services(config) -> list:
 
 
 def _mapping(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path}: {reason}; --config wants an NNI experiment's YAML file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} must hold names and values (trialCommand: …, searchSpace: …), got {type(content).__name__}"
-        )
+    content = read_mapping(path, "an NNI experiment's YAML file (trialCommand: …, searchSpace: …)")
     if "trainingServicePlatform" in content:
         raise InputError(f"{path} has the format of NNI 1; nnictl create --config {path} prints it in today's")
     if content.get("useAnnotation"):
@@ -177,6 +183,8 @@ def _known_names(content: dict, path: Path) -> None:
         raise InputError(f"{path}: experimentType must be hpo (or absent), got {content['experimentType']!r}")
     _check_names(content, ExperimentConfig, path, "")
     for name in ("tuner", "assessor", "advisor"):
+        if not isinstance(content.get(name, {}), dict | None):
+            raise InputError(f"{path}: {name} must hold names and values (name: TPE), got {shortened(content[name])}")
         _check_names(content.get(name), algorithm._AlgorithmConfig, path, f"{name}.")
     service = content.get("trainingService")
     for one in service if isinstance(service, list) else [service]:

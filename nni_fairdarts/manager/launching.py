@@ -50,6 +50,7 @@ def _start(action: str, experiment, port: int, host: str, wait: bool = False) ->
     from nni.experiment import RunMode
 
     host = environment.address(host)
+    checks.home()
     if action != "view":
         checks.reachable(experiment.config, host)
         checks.devices(experiment.config)
@@ -226,7 +227,10 @@ def _stopped(experiment: str):
     kept = _kept_configuration(folder / "db" / "nni.sqlite")
     if kept.get("experimentType", "hpo") != "hpo":
         raise InputError(f"experiment {folder.name} is a NAS experiment; resume it with NNI's NasExperiment in Python")
-    config = ExperimentConfig(**kept)
+    try:
+        config = ExperimentConfig(**kept)
+    except Exception as error:  # NNI raises many kinds
+        raise InputError(f"NNI does not take the configuration in {folder}: {error}; launch it anew") from error
     config.experiment_working_directory = str(folder.absolute().parent)  # it may have been moved
     checks.validated(config, f"experiment {folder.name}")
     return _experiment(config, folder.name)
@@ -237,7 +241,10 @@ def _kept_configuration(database: Path) -> dict:
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
             rows = connection.execute("select params from ExperimentProfile order by revision desc limit 1")
-            return json.loads(rows.fetchone()[0])
+            kept = json.loads(rows.fetchone()[0])
+        if not isinstance(kept, dict):
+            raise TypeError(f"got {type(kept).__name__}")
+        return kept
     except (sqlite3.Error, TypeError, ValueError) as error:
         raise InputError(f"{database} holds no configuration of an experiment ({error}); launch it anew") from error
 
