@@ -12,7 +12,7 @@ from torch import nn
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.distributed import noticing_losses, wait_for_all
+from nni_fairdarts.distributed import naming_the_lost, wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -83,7 +83,7 @@ def retrain(
         run_folder.write_config(folder, config)
         _write_architecture(folder, architecture)
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
-    with noticing_losses():
+    with naming_the_lost():
         epochs = _train(evaluator, network, checkpoint)
     if launched_rank() != 0:
         wait_for_all()
