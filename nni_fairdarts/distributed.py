@@ -29,7 +29,7 @@ def processes() -> int:
 
 
 @contextmanager
-def noticing_losses() -> Iterator[None]:
+def naming_the_lost() -> Iterator[None]:
     """Inside, what torch raises where another process has ended is a LostProcess."""
     try:
         yield
@@ -45,7 +45,7 @@ def noticing_losses() -> Iterator[None]:
 def wait_for_all() -> None:
     """Go on when every process is here. Raises LostProcess where one has ended."""
     if processes() > 1:
-        with noticing_losses():
+        with naming_the_lost():
             dist.barrier()
 
 
@@ -60,7 +60,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def _added_up(value: Tensor) -> Tensor:
-    with noticing_losses():
+    with naming_the_lost():
         dist.all_reduce(value)
     return value
 

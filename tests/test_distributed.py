@@ -3,6 +3,9 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import chain
 
 import pytest
@@ -294,3 +297,16 @@ def test_the_command_line_starts_the_others_which_write_and_print_nothing(tmp_pa
     assert record["val_acc"] * 155 == pytest.approx(round(record["val_acc"] * 155), abs=1e-4)  # of the whole half
     for written in ("nni/*", "tensorboard/events*", "checkpoints/epoch*.ckpt", "genotype.json"):
         assert len(list(folder.glob(written))) == 1, written
+
+
+def test_a_process_ends_behind_the_one_that_started_it():
+    """Where it waits in a CUDA collective nothing else ends it."""
+    wait = "import sys, time; from nni_fairdarts.launched import end_with_parent; end_with_parent(0.05, 0.1)"
+    wait += "; print('waits', file=sys.stderr, flush=True); time.sleep(60)"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {wait!r}]); sys.stdin.read()"
+    environment = {**os.environ, "LOCAL_RANK": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", start], env=environment, text=True, **pipes) as first:
+        assert first.stderr.readline() == "waits\n"
+        first.stdin.close()  # and it ends
+        assert first.stderr.read() == "nni-fairdarts: error: process 1: the first process is gone\n"

@@ -14,7 +14,7 @@ from nni_fairdarts import folder as run_folder
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.checkpoints import KEY, checkpoints_of, numbers, read
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.distributed import noticing_losses, wait_for_all
+from nni_fairdarts.distributed import naming_the_lost, wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -126,7 +126,7 @@ def _retrain(
         record_environment(folder, config)
         run_folder.write_config(folder, config)  # last: what has a configuration can be gone on with
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
-    with noticing_losses():
+    with naming_the_lost():
         epochs, metrics = _train(evaluator, network, checkpoint)
     if launched_rank() != 0:
         wait_for_all()

@@ -18,7 +18,7 @@ from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import PenaltyConfig, RunConfig
-from nni_fairdarts.distributed import noticing_losses, wait_for_all
+from nni_fairdarts.distributed import naming_the_lost, wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -209,7 +209,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     with nullcontext(folder / "nni") if first else tempfile.TemporaryDirectory() as place:
         experiment.config.experiment_working_directory = place
         try:
-            with stoppable(), noticing_losses():
+            with stoppable(), naming_the_lost():
                 experiment.run()
             (model,) = experiment.export_top_models()
         finally:
