@@ -52,7 +52,7 @@ def prepare(config: RunConfig) -> None:
     """Set the seed of everything random, the threads, and whether CUDA devices are to be deterministic."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts, with the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     if config.threads is not None:
