@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -12,7 +13,8 @@ from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
 from nni_fairdarts.failures import complain, unexpected
-from nni_fairdarts.folder import resumable, run_of
+from nni_fairdarts.folder import going_on, run_of
+from nni_fairdarts.stopping import Stopped
 from nni_fairdarts.variables import nonsense
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
@@ -21,13 +23,13 @@ from nni_fairdarts.variables import nonsense
 def _run(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts import experiment
 
-    print(experiment.summary(*experiment.run(config)))
+    print(experiment.summary(*(experiment.go_on if parsed.resume else experiment.run)(config)))
 
 
 def _search(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts import experiment
 
-    searched = experiment.resume(Path(parsed.resume)) if parsed.resume else experiment.search(config)
+    searched = experiment.resume(Path(parsed.resume), config) if parsed.resume else experiment.search(config)
     print(experiment.summary(searched))
 
 
@@ -35,6 +37,11 @@ def _retrain(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts import experiment
     from nni_fairdarts.genotype import resolve
 
+    if parsed.resume:
+        if parsed.run is not None or parsed.genotype is not None or parsed.into is not None:
+            raise InputError("retrain --resume FOLDER goes on with what was begun there; leave out all but settings")
+        print(experiment.summary(retrained=experiment.resume_retraining(Path(parsed.resume), config)))
+        return
     if parsed.run is None and parsed.genotype is None:
         raise InputError("retrain needs a run's folder, or --genotype with a file, a published name or text")
     if parsed.into is not None and (not parsed.into.strip(".") or Path(parsed.into).name != parsed.into):
@@ -114,7 +121,7 @@ def _results_parser() -> ArgumentParser:
 
 def _search_parser() -> ArgumentParser:
     parser = run_parser(description="Search, and derive the architecture.")
-    parser.add_argument("--resume", metavar="RUN", help="Go on with this run from its last finished epoch.")
+    parser.add_argument("--resume", metavar="RUN", help="Go on with this search from its last checkpoint.")
     return parser
 
 
@@ -123,6 +130,7 @@ def _retrain_parser() -> ArgumentParser:
     parser.add_argument("run", nargs="?", help="Folder of a search: its configuration and genotype are used.")
     parser.add_argument("--genotype", help="Instead of the run's: a file, a published name, or a published text.")
     parser.add_argument("--into", help="Folder inside the run for the results; retrain by default.")
+    parser.add_argument("--resume", metavar="FOLDER", help="Go on with the retraining in this folder, RUN/retrain.")
     return parser
 
 
@@ -142,7 +150,9 @@ def _trial_parser() -> ArgumentParser:
 
 
 def _run_parser() -> ArgumentParser:
-    return run_parser(description="Search, derive and retrain.")
+    parser = run_parser(description="Search, derive and retrain.")
+    parser.add_argument("--resume", metavar="RUN", help="Go on with this run from the last checkpoint of either part.")
+    return parser
 
 
 COMMANDS = {
@@ -155,6 +165,9 @@ COMMANDS = {
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
 }
 
+
+RESUMABLE = ("run", "search", "retrain")
+"""Commands that take --resume."""
 
 OF_A_RUN = ("run", "search", "retrain", "trial")
 """Commands that take a run's configuration."""
@@ -176,13 +189,12 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[:1] != ["launch"]:  # its --config is NNI's
             for path in _config_files(arguments):
                 check_file(path)
-        if arguments[:1] == ["retrain"]:
-            arguments = _with_defaults_of_the_run(arguments, parsers["retrain"])
+        resuming = any(argument.split("=")[0] == "--resume" for argument in arguments)
+        if arguments[:1] == ["retrain"] or (resuming and arguments[0] in RESUMABLE):
+            _take_defaults_of_the_run(arguments[1:], parsers[arguments[0]])
         parsed = parser.parse_args(arguments)
         command = parsed.command
         values = parsed[command]
-        if command == "search" and values.resume:
-            _refuse_more_than_resume(values, parsers["search"])
         config = run_config(values) if command in OF_A_RUN else None
     except (ArgumentError, InputError) as error:
         return complain(explain(error, known or parser), error=error)
@@ -199,23 +211,34 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(str(error), error=error)
     except (NonFiniteLoss, ManagerError) as error:
         return complain(str(error), 1, error)
+    except Stopped as stop:
+        how = _how_to_go_on(command, values, config)
+        return complain(f"stopped; saved in {stop.checkpoint}{how}", 128 + stop.signal)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk that is full, a folder that is gone
+        return complain(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        return complain(_stopped(command, values, config), 130)
+        return complain(f"stopped{_how_to_go_on(command, values, config)}", 130)
     except Exception as error:
         return unexpected(error)
     return 0
 
 
-def _stopped(command: str, values: Namespace, config: RunConfig | None) -> str:
-    """What to say after Ctrl-C: how to go on, where something was saved to go on from."""
-    if command in ("run", "search"):
-        resumed = values.resume if command == "search" else None
-        folder = Path(resumed) if resumed else config.folder
-        if resumable(folder):
-            return f"stopped; go on with: nni-fairdarts search --resume {folder}"
-    return "stopped"
+def _how_to_go_on(command: str, values: Namespace, config: RunConfig | None) -> str:
+    """The command that goes on with what was interrupted; nothing where nothing can be gone on with."""
+    if command not in RESUMABLE:
+        return ""
+    if values.resume:
+        folder = Path(values.resume)
+    elif command == "retrain" and values.run is not None:
+        folder = Path(values.run) / (values.into or "retrain")
+    else:
+        folder = config.folder
+    if command == "run" and (folder / "config.yaml").is_file():
+        return f"; go on with: nni-fairdarts run --resume {folder}"
+    known = going_on(folder)
+    return "" if known is None else f"; go on with: {known}"
 
 
 def _config_first(arguments: list[str]) -> list[str]:
@@ -232,30 +255,26 @@ def _config_first(arguments: list[str]) -> list[str]:
     return others[:1] + files + others[1:]
 
 
+def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> None:
+    """For ``retrain RUN`` and ``--resume RUN``: put the run's configuration in the place of ``parser``'s defaults."""
+    values = parser.parse_args([a for a in arguments if not a.startswith("--print_config")])
+    run = values.resume or values.get("run")
+    if run is None:
+        return
+    if others := [name for name in ("name", "runs") if values[name] != parser.get_defaults()[name]]:
+        hint = "leave out" if values.resume else "use --into instead of"
+        raise InputError(f"this goes into the run's own folder; {hint} --{others[0]}")
+    config = run_of(Path(run))
+    if values.resume:
+        folder = Path(run) if Path(run).name else Path(run).absolute()
+        config = replace(config, name=folder.name, runs=str(folder.parent))
+    parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
+
+
 def _config_files(arguments: list[str]) -> list[Path]:
     """The files that --config names."""
     behind = [file for option, file in zip(arguments, arguments[1:], strict=False) if option == "--config"]
     return [Path(file) for file in behind] + [Path(a[9:]) for a in arguments if a.startswith("--config=")]
-
-
-def _with_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> list[str]:
-    """The arguments of ``retrain RUN``, with the run's configuration in place of ``parser``'s defaults."""
-    values = parser.parse_args([a for a in arguments[1:] if not a.startswith("--print_config")])
-    if values.run is not None:
-        if others := [name for name in ("name", "runs") if values[name] != parser.get_defaults()[name]]:
-            raise InputError(f"retrain RUN writes into the run's folder; use --into instead of --{others[0]}")
-        config = run_of(Path(values.run))
-        parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
-    return arguments
-
-
-def _refuse_more_than_resume(values: Namespace, parser: ArgumentParser) -> None:
-    defaults = parser.get_defaults().as_flat().__dict__
-    given = [name for name, value in values.as_flat().__dict__.items() if value != defaults.get(name)]
-    if others := [name for name in given if name != "resume"]:
-        raise InputError(
-            f"--resume goes on with the run's own configuration; leave out {', '.join(f'--{name}' for name in others)}"
-        )
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -276,7 +295,7 @@ def _quieten() -> None:
     warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
-    logging.getLogger("nni").setLevel(logging.ERROR)
+    logging.getLogger("nni").setLevel(logging.CRITICAL)  # its errors say that there was one; the command says which
 
 
 if __name__ == "__main__":

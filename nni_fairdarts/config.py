@@ -305,6 +305,7 @@ class RunConfig:
         runs: folder that holds the runs.
         seed: of everything random.
         device: auto, cpu or cuda.
+        checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
         evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
@@ -320,6 +321,7 @@ class RunConfig:
     runs: str = "runs"
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_steps: int = 0
     threads: Optional[int] = None  # noqa: UP045
     evaluator: Optional[str] = None  # noqa: UP045
     metric: str = "val_acc"
@@ -331,6 +333,7 @@ class RunConfig:
     def __post_init__(self):
         _check_values("run", self)
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
+        _check("run", self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
         plain = plain and self.name.isprintable() and len(os.fsencode(self.name)) <= 200

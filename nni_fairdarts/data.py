@@ -140,7 +140,6 @@ def _loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=None if batches is None else as_built,
-        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and (batches is None or batches.device.type == "cpu"),
         **options,
     )

@@ -23,6 +23,18 @@ class NonFiniteLoss(ArithmeticError):
     """
 
 
+class SaveError(OSError):
+    """Something could not be written: no space, no permission. What was written before is whole."""
+
+    @classmethod
+    def of(cls, path, error: OSError, checkpoint: str = "") -> "SaveError":
+        """What to say where ``path`` could not be written; ``checkpoint``: the last one that was saved."""
+        kept = f"the checkpoint before it is whole: {checkpoint}" if checkpoint else "no checkpoint had been saved yet"
+        return cls(
+            f"cannot write {path}: {error.strerror or error}; {kept}. Make room, or the folder writable, and go on"
+        )
+
+
 class ManagerError(RuntimeError):
     """NNI's manager did not start, or gave up; the message says why and where its log is."""
 

@@ -2,7 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 from nni_fairdarts.arguments import read_config
 from nni_fairdarts.config import RunConfig, to_yaml
@@ -13,11 +20,14 @@ from nni_fairdarts.history import read_history
 
 def create(folder: Path) -> Path:
     """Make a new, empty ``folder``. Raises InputError where something is there or it cannot be made."""
+    # Hidden files: what was being written when a process was killed before it had written anything else.
     # os, not Path: those raise where a name is too long, or a parent folder may not be entered.
-    if os.path.lexists(folder) and (not os.path.isdir(folder) or any(folder.iterdir())):
+    if os.path.lexists(folder) and not (
+        os.path.isdir(folder) and all(name.startswith(".") for name in os.listdir(folder))
+    ):
         hint = "give another --name (in a run: another --into)"
-        if resumable(folder):
-            hint += f", or go on with it: nni-fairdarts search --resume {folder}"
+        if command := going_on(folder):
+            hint += f", or go on with it: {command}"
         raise InputError(f"{folder} exists already, and a run is never overwritten; {hint}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,13 +40,52 @@ def create(folder: Path) -> Path:
     return folder
 
 
-def resumable(folder: Path) -> bool:
-    """Whether ``folder`` holds a search that was stopped and can be gone on with."""
-    return (
-        (folder / "checkpoints" / "last.ckpt").is_file()
-        and (folder / "history.jsonl").is_file()
-        and not (folder / "result.json").exists()
-    )
+def unfinished(folder: Path) -> bool:
+    """Whether ``folder`` holds a search or a retraining that was stopped: it can be gone on with."""
+    return (folder / "config.yaml").is_file() and not (folder / "result.json").exists()
+
+
+def going_on(folder: Path) -> str | None:
+    """The command that goes on with what was stopped in ``folder``; None where nothing was."""
+    if not unfinished(folder):
+        return None
+    # A retraining has its architecture from the beginning, and no history.
+    derived = (folder / "genotype.json").exists() or (folder / "sample.json").exists()
+    retraining = derived and not (folder / "history.jsonl").exists()
+    return f"nni-fairdarts {'retrain' if retraining else 'search'} --resume {folder}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, this process alone works in ``folder``. Raises InputError where another one does."""
+    if fcntl is None or os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems without locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another process is at work in {folder}; wait for it, or stop it") from None
+        _held.add(held)
+        yield
+    finally:
+        _held.discard(held)
+        os.close(held)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a loader's worker: it could outlive its parent, and would keep the folder locked."""
+    for lock in _held:
+        os.close(lock)
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

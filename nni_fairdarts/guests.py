@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nni_fairdarts._nni import DartsLightningModule
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.randomness import Place, SeededLoaders
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 """Lightning's hooks that take a batch, first, and return one."""
@@ -163,6 +164,25 @@ class SearchData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict):
         self.datamodule.load_state_dict(state_dict)
+
+
+class SeededData(SearchData):
+    """Stands for the user's data module in a training: its training batches are drawn from seeds of the epochs' own."""
+
+    def __init__(self, datamodule: pl.LightningDataModule, place: Place):
+        super().__init__(datamodule)
+        self.place = place
+
+    def train_dataloader(self):
+        return SeededLoaders(super().train_dataloader(), self.place)
+
+
+def seed_training(evaluator, place: Place) -> None:
+    """Let the training batches of an evaluator be drawn from seeds of the epochs' own; see ``SeededLoaders``."""
+    if evaluator.datamodule is not None:
+        evaluator.datamodule = SeededData(evaluator.datamodule, place)
+    elif evaluator.train_dataloaders is not None:
+        evaluator.train_dataloaders = SeededLoaders(evaluator.train_dataloaders, place)
 
 
 @contextmanager

@@ -10,11 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from nni_fairdarts.checkpoints import KEY
+from nni_fairdarts.errors import SaveError
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
 from nni_fairdarts.watch import LossWatch
 
 LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates", "discretization_gap")
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
+
+
+BEGUN = "fairdarts_epoch"
+"""Under this key a checkpoint has what was noted of the epoch that it was saved in."""
 
 
 class RecordsEpochs(pl.LightningModule):
@@ -27,6 +33,7 @@ class RecordsEpochs(pl.LightningModule):
     history: Path | None = None
     measure: Callable[["RecordsEpochs"], dict[str, float]] | None = None
     listener: Callable[[dict], None] | None = None
+    _begun: dict | None = None  # of the epoch that a checkpoint was saved in: what had been noted by then
 
     # -- what the strategies say of themselves -----------------------------------------------------------------------
 
@@ -55,10 +62,11 @@ class RecordsEpochs(pl.LightningModule):
         return super().on_fit_start()
 
     def on_train_epoch_start(self):
-        self._sums: dict[str, Tensor] = {}
-        self._batches = 0
+        begun, self._begun = self._begun or {"sums": {}, "batches": 0, "seconds": 0.0}, None
+        self._sums: dict[str, Tensor] = {name: value.to(self.device) for name, value in begun["sums"].items()}
+        self._batches = begun["batches"]
         self._validated = False
-        self._epoch_began = time.perf_counter()
+        self._epoch_began = time.perf_counter() - begun["seconds"]
         # Noted now: at the end of the epoch the schedulers have gone on to the next one's.
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return super().on_train_epoch_start()
@@ -69,7 +77,14 @@ class RecordsEpochs(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint):
         self._watch.look(wait=True)
+        seconds = time.perf_counter() - self._epoch_began
+        checkpoint[BEGUN] = {"sums": self._sums, "batches": self._batches, "seconds": seconds}
         return super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint):
+        within_epoch = checkpoint.get(KEY, {}).get("batches")
+        self._begun = checkpoint[BEGUN] if within_epoch else None
+        return super().on_load_checkpoint(checkpoint)
 
     def on_validation_epoch_end(self):
         self._validated = True
@@ -84,19 +99,28 @@ class RecordsEpochs(pl.LightningModule):
             self.print(epoch_line(record, self.trainer.max_epochs))
             path = self.history or beside_logs(self.trainer)
             if path is not None:
-                append_epoch(path, record)
+                self._append(path, record)
             if self.listener is not None:
                 self.listener(record)
         return result
+
+    def _append(self, path: Path, record: dict) -> None:
+        try:
+            append_epoch(path, record)
+        except OSError as error:
+            saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+            raise SaveError.of(path, error, saved) from error
 
     def on_fit_end(self):
         try:
             return super().on_fit_end()
         except KeyError as missing:
             # NNI's evaluators report a metric here that nothing has computed where no validation has run: after a
-            # few steps of ``max_steps``, between validations, or when a search is resumed behind its last epoch.
+            # few steps of ``max_steps``, or between validations.
             if str(missing).strip("'") in self.trainer.callback_metrics:
                 raise
+            if not hasattr(self, "_sums"):  # resumed behind the last epoch, whose result is known
+                return
             warnings.warn(
                 f"no final result is reported to NNI: no validation has given {missing}; let a validation run in the "
                 "last epoch (check_val_every_n_epoch, max_epochs)",

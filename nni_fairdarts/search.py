@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, flat
@@ -19,6 +20,9 @@ from nni_fairdarts.supernet.fused import check_norms, is_fused
 
 FUSED_KEY = "fairdarts_fused"
 """Under this key a checkpoint has whether the supernet's cells were fused."""
+
+SETTINGS_KEY = "fairdarts_settings"
+"""Under this key a checkpoint has the settings of the search."""
 
 
 @contextmanager
@@ -62,6 +66,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         history: Path | None,
         penalty: ResourcePenalty | None = None,
         cuda_graphs: bool = False,
+        checkpoints: Checkpoints | None = None,
     ):
         super().__init__(
             training_module,
@@ -73,12 +78,14 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.arc_betas = arc_betas
         self.arc_weight_decay = arc_weight_decay
         self.zero_one_weight = zero_one_weight
+        self.zero_one_name = zero_one_loss
         self.zero_one_loss = LOSSES[zero_one_loss]
         self.threshold = threshold
         self.single_level = single_level
         self.history = history
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
+        self.checkpoints = checkpoints
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -120,11 +127,29 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self):
+        callbacks = super().configure_callbacks() or []
+        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+        return [*callbacks, *([] if self.checkpoints is None else [self.checkpoints])]
+
+    def settings(self) -> dict:
+        """What a search may not go on with other values of."""
+        names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
+        more = ("gradient_clip_val", "warmup_epochs")
+        return {**{name: getattr(self, name) for name in names + more}, "zero_one_loss": self.zero_one_name}
+
     def on_save_checkpoint(self, checkpoint):
         checkpoint[FUSED_KEY] = is_fused(self)
+        checkpoint[SETTINGS_KEY] = self.settings()
         return super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint):
+        was, now = checkpoint.get(SETTINGS_KEY, {}), self.settings()
+        if differing := [f"{name} ({was[name]!r}, now {now[name]!r})" for name in now if was.get(name) != now[name]]:
+            raise InputError(
+                f"the checkpoint is of a search with other settings: {', '.join(differing)}; set them back to go on "
+                "with it, or begin anew"
+            )
         was, fused = checkpoint.get(FUSED_KEY, False), is_fused(self)
         if was != fused:
             raise InputError(

@@ -1,7 +1,9 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
+from uuid import uuid4
 
 import nni.nas.strategy
 import torch
@@ -11,12 +13,15 @@ from nni.nas.nn.pytorch import Cell
 from torch import nn
 
 from nni_fairdarts._nni import OneShotStrategy
+from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
 from nni_fairdarts.guests import search_data
+from nni_fairdarts.history import beside_logs
 from nni_fairdarts.penalty import ResourcePenalty
+from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
     channels_last,
     check_images,
@@ -27,6 +32,7 @@ from nni_fairdarts.requirements import (
     like,
 )
 from nni_fairdarts.search import FairDartsModule
+from nni_fairdarts.stopping import stoppable
 from nni_fairdarts.supernet import (
     EXPORTS,
     HOOKS,
@@ -105,6 +111,13 @@ class FairDARTS(nni.nas.strategy.DARTS):
         from, as the published code does; give those images without augmentation, or a set of your own.
     history
         File for one JSON line per epoch; by default ``history.jsonl`` beside the logs of Lightning's first logger.
+    checkpoints
+        Folder for the last two checkpoints, from which ``NasExperiment.resume`` goes on exactly. By default ``resume``
+        beside Lightning's logs (or, without a logger, ``resume-…`` beside its checkpoints), where the trainer saves
+        checkpoints at all. With them Ctrl-C and SIGTERM wait for the step
+        and save: ``nni_fairdarts.stopping.Stopped`` is raised then.
+    checkpoint_steps
+        Steps of the weights between two checkpoints within an epoch; 0 for none but at the epochs' ends.
 
     Raises InputError for values outside these ranges.
     """
@@ -136,11 +149,14 @@ class FairDARTS(nni.nas.strategy.DARTS):
         penalty=None,
         validation_dataloaders=None,
         history: str | Path | None = None,
+        checkpoints: str | Path | None = None,
+        checkpoint_steps: int = 0,
     ):
         check_number("arc_weight_decay", arc_weight_decay, "0 or more", lambda v: v >= 0)
         check_number("zero_one_weight", zero_one_weight, "0 or more", lambda v: v >= 0)
         check_number("warmup_epochs", warmup_epochs, "0 or more", lambda v: v >= 0, whole=True)
         check_number("log_prob_every_n_step", log_prob_every_n_step, "0 or more", lambda v: v >= 0, whole=True)
+        check_number("checkpoint_steps", checkpoint_steps, "0 or more", lambda v: v >= 0, whole=True)
         check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
         check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
         if gradient_clip_val is not None:
@@ -185,8 +201,12 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.cuda_graphs = cuda_graphs
         self.validation_dataloaders = validation_dataloaders
         self.history = None if history is None else Path(history)
+        self.checkpoints = None if checkpoints is None else Path(checkpoints)
+        self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
+        self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
+        self._checkpoints = Checkpoints(Place())
 
     def extra_repr(self) -> str:
         return (
@@ -279,25 +299,65 @@ class FairDARTS(nni.nas.strategy.DARTS):
             history=self.history,
             penalty=self.penalty,
             cuda_graphs=self.cuda_graphs,
+            checkpoints=self._own_checkpoints,
         )
 
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
             check_trainer(evaluator.trainer)
+            theirs = checkpoints_of(evaluator.trainer)
+            if theirs is None:
+                self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
+            self._checkpoints = theirs or self._own_checkpoints
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)
 
     def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         if self.single_level:
-            return {"train": train_dataloader_fn()}
+            return SeededLoaders({"train": train_dataloader_fn()}, self._checkpoints.place)
         loaders = super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
         check_one_loader("α learns", "val_dataloaders", loaders["val"])
         check_one_loader("the weights learn", "train_dataloaders", loaders["train"])
-        return loaders
+        return SeededLoaders(loaders, self._checkpoints.place)
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def _folder(self, trainer) -> Path | None:
+        """Where checkpoints are kept; None where the trainer is to save none."""
+        if self.checkpoints is not None or not trainer.checkpoint_callbacks:
+            return self.checkpoints
+        if (logs := beside_logs(trainer)) is not None:
+            return logs.parent / "resume"
+        theirs = getattr(trainer.checkpoint_callback, "dirpath", None)
+        # A name of its own: other searches may save in the same place.
+        return Path(theirs or trainer.default_root_dir) / f"resume-{uuid4().hex[:8]}"
+
+    def _run(self) -> None:
+        with stoppable() if self._checkpoints.folder else nullcontext():
+            super()._run()
+
+    def state_dict(self) -> dict:
+        """What NNI keeps of the experiment, already when it starts: where checkpoints and history will be."""
+        state, trainer = super().state_dict(), self._mutated_model_space.evaluator.trainer
+        if self._checkpoints.folder is not None:
+            history = self.history or beside_logs(trainer)
+            state["checkpoints"] = str(self._checkpoints.folder.absolute())
+            state["history"] = None if history is None else str(history.absolute())
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from the newest whole checkpoint, whether NNI has heard of it or not, in the same places."""
+        if "checkpoints" in state_dict:
+            folder = self._checkpoints.folder = Path(state_dict["checkpoints"])
+            if self.history is None and state_dict["history"] is not None:
+                self.oneshot_module.history = Path(state_dict["history"])
+            if (checkpoint := newest(folder)) is not None:
+                state_dict = {**state_dict, "ckpt_path": str(checkpoint)}
+        super().load_state_dict(state_dict)
 
     # -- result -----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Image classification as the published code trains it: the part of an evaluator that NNI hands to Lightning."""
 
+import math
+
 import torch
 import torchmetrics
 from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
@@ -97,6 +99,19 @@ class ImageTraining(SupervisedLearningModule):
 
     def on_save_checkpoint(self, checkpoint):
         self._watch.look(wait=True)
+
+    def on_load_checkpoint(self, checkpoint):
+        """Where the training has become longer since, go on along the longer cosine: with the rate it has there."""
+        for scheduler, optimizer in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=False):
+            epochs = max(1, self.trainer.max_epochs)
+            if scheduler.get("T_max", epochs) == epochs:
+                continue
+            scheduler["T_max"] = epochs
+            low, done = self.learning_rate_min, scheduler["last_epoch"]
+            rates = [low + (high - low) * (1 + math.cos(math.pi * done / epochs)) / 2 for high in scheduler["base_lrs"]]
+            scheduler["_last_lr"] = rates
+            for group, rate in zip(optimizer["param_groups"], rates, strict=True):
+                group["lr"] = rate
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(

@@ -16,6 +16,7 @@ from torch import nn
 
 from nni_fairdarts import DerivedNetwork, Genotype, InputError
 from nni_fairdarts.arguments import read_config
+from nni_fairdarts.checkpoints import newest
 from nni_fairdarts.cli import main
 from nni_fairdarts.config import RetrainConfig
 from nni_fairdarts.experiment.common import load_images
@@ -79,7 +80,7 @@ def inside(workshop, monkeypatch):
 
 def test_the_search_sees_its_subset_and_the_retraining_everything(workshop):
     run = workshop / "runs" / "whole"
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(newest(run / "checkpoints"), weights_only=True)["state_dict"]
     shapes = {name.rpartition("_model.")[2]: value.shape for name, value in state.items()}
     assert shapes["classifier.weight"][0] == 3
     assert shapes["stem0.0.weight"] == (1, 3, 3, 3)
@@ -88,7 +89,7 @@ def test_the_search_sees_its_subset_and_the_retraining_everything(workshop):
     weights = torch.load(run / "retrain" / "network.pt", weights_only=True)
     assert weights["classifier.weight"].shape[0] == 5
     assert not [name for name in weights if name.startswith("auxiliary_head")]
-    checkpoint = torch.load(run / "retrain" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(newest(run / "retrain" / "checkpoints"), weights_only=True)
     assert checkpoint["global_step"] == 9  # 60 images in batches of 20, three epochs
     (scheduler,) = checkpoint["lr_schedulers"]
     assert scheduler["_last_lr"] == pytest.approx([0.1 * 0.97**3], rel=1e-12)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_fairdarts import data, datasets
+from nni_fairdarts.arguments import as_fields
+from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.config import RetrainConfig, RunConfig, SearchConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import check_image_size
+from nni_fairdarts.randomness import Place
 from nni_fairdarts.training import ImageTraining
 
 
@@ -68,24 +70,10 @@ def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConf
     )
 
 
-def checkpoints_in(folder: Path) -> ModelCheckpoint:
-    """Keeps the last epoch's checkpoint in ``folder``."""
-    return ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="epoch{epoch:03d}",
-        auto_insert_metric_name=False,
-        save_last=True,
-        save_on_train_epoch_end=True,  # behind the history: an epoch in the checkpoint is in the history too
-    )
-
-
-def is_readable(checkpoint: Path) -> bool:
-    """Whether a checkpoint is there, whole, and plain data, as Lightning's are."""
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for a broken file
-        return False
-    return True
+def checkpoints_in(config: RunConfig, folder: Path) -> Checkpoints:
+    """Keeps the last two checkpoints in ``folder``, with the configuration and the versions in them."""
+    carried = {"config": as_fields(config), "versions": versions()}
+    return Checkpoints(Place(), folder / "checkpoints", config.checkpoint_steps, carried)
 
 
 def logger_in(folder: Path, logs: Path | None) -> TensorBoardLogger:
@@ -102,7 +90,7 @@ def trainer_of(config: RunConfig, folder: Path, epochs: int, logs: Path | None, 
         accelerator="gpu" if config.device == "cuda" else config.device,
         devices=1,
         logger=logger_in(folder, logs),
-        callbacks=[checkpoints_in(folder)],
+        callbacks=[checkpoints_in(config, folder)],
         enable_model_summary=False,
         enable_progress_bar=logs is None,  # a trial's output is a file
         num_sanity_val_steps=0,

@@ -11,6 +11,8 @@ from torch import nn
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
+from nni_fairdarts.arguments import as_fields
+from nni_fairdarts.checkpoints import KEY, checkpoints_of, numbers, read
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
@@ -25,10 +27,13 @@ from nni_fairdarts.experiment.common import (
     versions,
 )
 from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, users_evaluator
+from nni_fairdarts.experiment.resuming import carried, check_changes, last_checkpoint
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
-from nni_fairdarts.guests import validation_batches
+from nni_fairdarts.guests import seed_training
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
+from nni_fairdarts.randomness import SeededLoaders
+from nni_fairdarts.stopping import stoppable
 
 
 def check_retraining(config: RunConfig):
@@ -54,31 +59,65 @@ def retrain(
     architecture: Genotype | Mapping,
     folder: Path,
     logs: Path | None = None,
-    checkpoint: Path | None = None,
 ) -> dict:
     """Train a network from scratch, with results in the new ``folder``; returns ``result.json``.
 
     ``architecture``: a genotype, built at retrain's width and cells, or the sample of a space of the user's, built at
-    the space's size. ``logs``: for TensorBoard, by default in the folder. ``checkpoint``: one of an earlier retraining
-    in the same folder, to go on from. Raises InputError, before anything is trained
+    the space's size. ``logs``: for TensorBoard, by default in the folder. Raises InputError, before anything is trained
     or written, for data, sizes and folders that do not fit.
     """
-    images, loaders_or_evaluator = check_retraining(config)
+    parts = check_retraining(config)
+    network = _network(config, architecture, parts[0])
+    run_folder.create(folder)
+    with run_folder.locked(folder):
+        return _retrain(config, parts, architecture, network, folder, None, logs)
+
+
+def resume_retraining(folder: Path, config: RunConfig | None = None, logs: Path | None = None) -> dict:
+    """Go on with an interrupted retraining from its last checkpoint; returns what ``result.json`` holds.
+
+    ``config``: another configuration than the retraining's own, where that may change, such as more epochs. Raises
+    InputError for any other change, naming it, and where nothing is to be gone on with.
+    """
+    begun = run_folder.run_of(folder)
+    config = begun if config is None else config
+    check_changes("retrain", as_fields(begun), config, folder)
+    if (folder / "result.json").exists():
+        raise InputError(f"the retraining in {folder} is finished; retrain into another folder (--into, --name)")
+    if (folder / "genotype.json").is_file():
+        architecture = Genotype.load(folder / "genotype.json")
+    elif (folder / "sample.json").is_file():
+        architecture = run_folder.read_json(folder / "sample.json")
+    else:
+        raise InputError(f"{folder} holds no retraining that was begun: it has no genotype.json; give RUN/retrain")
+    parts = check_retraining(config)
+    network = _network(config, architecture, parts[0])
+    with run_folder.locked(folder):
+        checkpoint = last_checkpoint("retrain", config, folder)
+        return _retrain(config, parts, architecture, network, folder, checkpoint, logs)
+
+
+def _retrain(
+    config: RunConfig,
+    parts: tuple,
+    architecture: Genotype | Mapping,
+    network: nn.Module,
+    folder: Path,
+    checkpoint: Path | None,
+    logs: Path | None,
+) -> dict:
+    images, loaders_or_evaluator = parts
     began = time.perf_counter()
-    prepare(config)
-    network = _network(config, architecture, images)
-    if checkpoint is None:
-        run_folder.create(folder)
-    run_folder.write_config(folder, config)
+    earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
     if isinstance(architecture, Genotype):
         architecture.save(folder / "genotype.json")
         kept = {"genotype": architecture.to_json()}
     else:
         kept = {"nni_sample": dict(architecture)}
         run_folder.write_json(folder / "sample.json", dict(architecture))
+    run_folder.write_config(folder, config)  # behind the architecture: what has a configuration can be gone on with
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
-    epochs = _train(evaluator, network, checkpoint)
-    metrics = evaluator.trainer.callback_metrics
+    epochs, metrics = _train(evaluator, network, checkpoint)
     network.cpu()
     torch.save(network.state_dict(), folder / "network.pt")
     if config.metric not in metrics:
@@ -91,13 +130,13 @@ def retrain(
         multiply_adds = count_multiply_adds(network, (images.in_channels, images.image_size, images.image_size))
     result = {
         "folder": str(folder),
-        "test_accuracy": float(metrics[config.metric]),
-        **({"test_loss": float(metrics["val_loss"])} if "val_loss" in metrics else {}),
+        "test_accuracy": metrics[config.metric],
+        **({"test_loss": metrics["val_loss"]} if "val_loss" in metrics else {}),
         "parameters": count_parameters(network),
         "multiply_adds": multiply_adds,
         **kept,
         "epochs": epochs,
-        "seconds": time.perf_counter() - began,
+        "seconds": earlier + time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }
@@ -105,21 +144,18 @@ def retrain(
     return result
 
 
-def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> int:
-    """Train from the beginning or from a checkpoint, and return the number of epochs.
-
-    Behind the last epoch there is nothing to train: the metrics are taken again.
-    """
+def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> tuple[int, dict[str, float]]:
+    """Train from the beginning or from a checkpoint; the number of epochs and the last one's metrics."""
     if checkpoint is not None:
-        epochs = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
-        if epochs >= (evaluator.trainer.max_epochs or math.inf):
+        content = read(checkpoint)
+        if content[KEY]["epoch"] >= (evaluator.trainer.max_epochs or math.inf):  # nothing is left to be trained
             evaluator.module.set_model(network)
-            batches = validation_batches(evaluator)
-            evaluator.trainer.validate(evaluator.module, batches, ckpt_path=str(checkpoint), verbose=False)
-            return epochs
+            evaluator.module.load_state_dict(content["state_dict"])
+            return content[KEY]["epoch"], content[KEY]["metrics"]
         evaluator.fit_kwargs["ckpt_path"] = str(checkpoint)
-    evaluator.evaluate(network)
-    return evaluator.trainer.current_epoch
+    with stoppable():
+        evaluator.evaluate(network)
+    return evaluator.trainer.current_epoch, numbers(evaluator.trainer)
 
 
 def architecture_of(folder: Path) -> Genotype | dict:
@@ -133,6 +169,8 @@ def architecture_of(folder: Path) -> Genotype | dict:
 
 
 def _network(config: RunConfig, architecture: Genotype | Mapping, images: datasets.ImageData | None) -> nn.Module:
+    """The derived network with fresh weights, drawn first with the run's seed. Raises InputError for misfits."""
+    prepare(config)
     if not isinstance(architecture, Genotype):
         return freeze(make_space(config, images), architecture)
     if images is None:
@@ -155,8 +193,10 @@ def _network(config: RunConfig, architecture: Genotype | Mapping, images: datase
 def _evaluator(config: RunConfig, images, loaders_or_evaluator, folder: Path, logs: Path | None) -> Lightning:
     if images is None:
         evaluator = loaders_or_evaluator
-        evaluator.trainer.callbacks.append(checkpoints_in(folder))
+        checkpoints = checkpoints_in(config, folder)
+        evaluator.trainer.callbacks.append(checkpoints)
         evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
+        seed_training(evaluator, checkpoints.place)
         return evaluator
     settings = config.retrain
     cells = config.space.name == "darts"
@@ -171,4 +211,5 @@ def _evaluator(config: RunConfig, images, loaders_or_evaluator, folder: Path, lo
     )
     trainer = trainer_of(config, folder, settings.epochs, logs, gradient_clip_val=settings.gradient_clip_val or None)
     train_loader, test_loader = loaders_or_evaluator
-    return Lightning(training, trainer, train_dataloaders=train_loader, val_dataloaders=test_loader)
+    seeded = SeededLoaders(train_loader, checkpoints_of(trainer).place)
+    return Lightning(training, trainer, train_dataloaders=seeded, val_dataloaders=test_loader)

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import RunConfig
-from nni_fairdarts.errors import InputError
-from nni_fairdarts.experiment.common import is_readable
-from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, retrain
+from nni_fairdarts.experiment.resuming import check_changes
+from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, resume_retraining, retrain
 from nni_fairdarts.experiment.searching import Listener, resume, search
-from nni_fairdarts.folder import read_json, resumable, run_of
+from nni_fairdarts.folder import read_json, run_of, unfinished
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.stopping import stoppable
+
+SEARCHED = ("supernet_accuracy", "skip_connections", "nni_sample", "seconds")
+RETRAINED = ("test_accuracy", "parameters", "multiply_adds", "seconds")
+"""What is needed of a search's and of a retraining's result."""
 
 
 def run(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
@@ -21,51 +25,39 @@ def run(config: RunConfig, listener: Listener | None = None, logs: Path | None =
     what does not fit the search or the retraining.
     """
     check_retraining(config)
-    return search(config, listener, _part(logs, "search")), _retrained(config, logs)
+    with stoppable():
+        return search(config, listener, _part(logs, "search")), _retrained(config, logs)
 
 
 def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None = None) -> tuple[dict, dict]:
-    """``run``, from where an earlier one in the same folder was stopped.
+    """``run``, from where an earlier one in the same folder was stopped; from the beginning where none was begun.
 
-    Raises InputError where that had other settings.
+    Raises InputError, naming what differs, where that had settings that may not change.
     """
-    _check_same(config)
-    finished, retraining = config.folder / "result.json", config.folder / "retrain"
-    if finished.is_file():
-        searched = read_json(finished, "supernet_accuracy", "skip_connections", "nni_sample", "seconds")
-    elif resumable(config.folder) and config.search.strategy != "enas":  # see resume
-        searched = resume(config.folder, listener, _part(logs, "search"))
-    else:
-        shutil.rmtree(config.folder, ignore_errors=True)  # no epoch was finished
-        return run(config, listener, logs)
-    if (retraining / "result.json").is_file():
-        return searched, read_json(
-            retraining / "result.json", "test_accuracy", "parameters", "multiply_adds", "seconds"
-        )
-    checkpoint = retraining / "checkpoints" / "last.ckpt"
-    if not is_readable(checkpoint):
-        shutil.rmtree(retraining, ignore_errors=True)
-        checkpoint = None
-    return searched, _retrained(config, logs, checkpoint)
-
-
-def _check_same(config: RunConfig) -> None:
-    """Raise InputError, naming what differs, where the run's folder holds one with other settings."""
     if not (config.folder / "config.yaml").is_file():
-        return
-    begun, now = (as_fields(each) for each in (run_of(config.folder), config))
-    differing = [f"{name} ({begun[name]!r}, now {now[name]!r})" for name in now if begun[name] != now[name]]
-    if differing:
-        raise InputError(
-            f"the run in {config.folder} was begun with other settings: {', '.join(differing)}; set them back to go on "
-            "with it, or remove the folder to begin anew"
-        )
+        return run(config, listener, logs)
+    begun, retraining = as_fields(run_of(config.folder)), config.folder / "retrain"
+    check_changes("search", begun, config, config.folder)
+    with stoppable():
+        if unfinished(config.folder) and config.search.strategy == "enas":  # see resume
+            shutil.rmtree(config.folder)
+            searched = search(config, listener, _part(logs, "search"))
+        elif unfinished(config.folder):
+            searched = resume(config.folder, config, listener, _part(logs, "search"))
+        else:
+            searched = read_json(config.folder / "result.json", *SEARCHED)
+        if (retraining / "result.json").is_file():
+            return searched, read_json(retraining / "result.json", *RETRAINED)
+        if (retraining / "config.yaml").is_file():
+            return searched, resume_retraining(retraining, config, _part(logs, "retrain"))
+        shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
+        return searched, _retrained(config, logs)
 
 
-def _retrained(config: RunConfig, logs: Path | None, checkpoint: Path | None = None) -> dict:
-    """The retraining of what the run's search derived, from the beginning or from a checkpoint."""
+def _retrained(config: RunConfig, logs: Path | None) -> dict:
+    """The retraining of what the run's search derived."""
     folder = config.folder / "retrain"
-    return retrain(config, architecture_of(config.folder), folder, _part(logs, "retrain"), checkpoint)
+    return retrain(config, architecture_of(config.folder), folder, _part(logs, "retrain"))
 
 
 def _part(logs: Path | None, name: str) -> Path | None:

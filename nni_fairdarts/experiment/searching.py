@@ -14,6 +14,7 @@ from nni.nas.nn.pytorch import ModelSpace
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
+from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import PenaltyConfig, RunConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
@@ -28,11 +29,12 @@ from nni_fairdarts.experiment.common import (
     versions,
 )
 from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
+from nni_fairdarts.experiment.resuming import carried, check_changes, forget_beginning, last_checkpoint, set_aside
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
-from nni_fairdarts.history import read_history
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
+from nni_fairdarts.stopping import stoppable
 
 Listener = Callable[[dict], None]
 
@@ -45,35 +47,44 @@ def search(config: RunConfig, listener: Listener | None = None, logs: Path | Non
     """
     parts = check_search(config)
     folder = run_folder.create(config.folder)
-    run_folder.write_config(folder, config)
-    return _search(config, parts, folder, None, listener, logs)
+    with run_folder.locked(folder):
+        run_folder.write_config(folder, config)
+        return _search(config, parts, folder, None, listener, logs)
 
 
-def resume(folder: Path, listener: Listener | None = None, logs: Path | None = None) -> dict:
-    """Go on with an interrupted search from its last finished epoch; returns what ``result.json`` holds."""
-    config = run_folder.run_of(folder)
-    if (folder / "result.json").exists():
+def resume(
+    folder: Path, config: RunConfig | None = None, listener: Listener | None = None, logs: Path | None = None
+) -> dict:
+    """Go on with an interrupted search from its last checkpoint; returns what ``result.json`` holds.
+
+    ``config``: another configuration than the run's own, where that may change: more epochs, say, which also go on with
+    a search that is finished. Raises InputError for any other change, naming it, and where nothing can be gone on with.
+    """
+    begun = run_folder.run_of(folder)
+    config = begun if config is None else config
+    check_changes("search", as_fields(begun), config, folder)
+    finished = (folder / "result.json").exists()
+    if finished and config.search.epochs == begun.search.epochs:
         raise InputError(
-            f"the search in {folder} is finished; derive or retrain it, or start another under a new --name"
+            f"the search in {folder} is finished; derive or retrain it, go on with more --search.epochs, or start "
+            "another under a new --name"
         )
     if config.search.strategy == "enas":
         raise InputError(
             "NNI's ENAS keeps neither its controller nor its replay buffer in a checkpoint, so a stopped search cannot "
             "be gone on with; remove the folder and search again"
         )
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        raise InputError(f"{folder} has no checkpoint (no epoch was finished); remove the folder and search again")
-    try:  # Lightning reads what this has shown to be plain data
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not {"pytorch-lightning_version", "state_dict", "loops"} <= content.keys():
-            raise ValueError("it is of another program")
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise InputError(
-            f"cannot read the checkpoint {checkpoint} ({type(error).__name__}): it is damaged, or not one of this "
-            "package's; put one of the others in its folder in its place, or search again under a new --name"
-        ) from error
-    return _search(config, check_search(config), folder, checkpoint, listener, logs)
+    parts = check_search(config)
+    with run_folder.locked(folder):
+        checkpoint = last_checkpoint("search", config, folder)
+        if checkpoint is None:
+            if finished:
+                raise InputError(f"{folder / 'checkpoints'} has no checkpoint to go on from; search under a new --name")
+            forget_beginning(folder)
+        if finished:
+            set_aside(folder, begun.search.epochs)
+        run_folder.write_config(folder, config)
+        return _search(config, parts, folder, checkpoint, listener, logs)
 
 
 class Search(NasExperiment):
@@ -151,7 +162,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
     if parts.evaluator is not None:
         evaluator = parts.evaluator
         evaluator.fit_kwargs.update(resumed)
-        evaluator.trainer.callbacks.append(checkpoints_in(folder))
+        evaluator.trainer.callbacks.append(checkpoints_in(config, folder))
         evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
         return evaluator, None
     weights_loader, alpha_loader, validation_loader = parts.loaders
@@ -168,8 +179,8 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
 def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
     prepare(config)
     settings, began = config.search, time.perf_counter()
+    earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
     history = folder / "history.jsonl"
-    earlier = sum(record["seconds"] for record in read_history(history)) if checkpoint is not None else 0.0
     space = make_space(config, parts.images)
     evaluator, validation = _evaluator(config, parts, folder, checkpoint, logs)
     strategy = build(settings, config.metric, _penalty(settings.penalty, space, parts.images))
@@ -181,7 +192,8 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     experiment = Search(space, evaluator, strategy)
     experiment.config.experiment_working_directory = folder / "nni"
     try:
-        experiment.run()
+        with stoppable():
+            experiment.run()
         (model,) = experiment.export_top_models()
     finally:
         experiment.stop()

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
+from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
+from nni_fairdarts.checkpoints import checkpoints_of
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import ForwardedHooks, search_data, wrap_transfers
+from nni_fairdarts.randomness import SeededLoaders
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet.gated import DECIDED
 
@@ -174,8 +177,15 @@ class Watched:
             ) from error
 
     def mutate_evaluator(self, evaluator):
+        self._checkpoints = checkpoints_of(evaluator.trainer)
         with search_data(evaluator):
             return super().mutate_evaluator(evaluator)
+
+    def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
+        loaders = super().train_dataloader(train_dataloader_fn, val_dataloader_fn)
+        if self._checkpoints is None or isinstance(loaders, CombinedLoader):  # enas brings a loader of its own
+            return loaders
+        return SeededLoaders(loaders, self._checkpoints.place)
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders

@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: the first one asks a training to stop behind its step, the second one stops at once."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A training was asked to stop, and did so behind a step, with a checkpoint saved.
+
+    No Exception: nothing failed, and nothing on the way out should take it for a failure. ``signal``: its number.
+    """
+
+    def __init__(self, signum: int, checkpoint: str):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; saved in {checkpoint}")
+        self.signal = signum
+        self.checkpoint = checkpoint
+
+
+class _Request:
+    """Takes signals. ``signal`` is the one that asked to stop, None before."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._process = os.getpid()
+        self._earlier: dict = {}
+
+    def install(self) -> None:
+        for signum in SIGNALS:
+            self._earlier[signum] = signal.signal(signum, self._take)
+
+    def remove(self) -> None:
+        for signum, earlier in self._earlier.items():
+            signal.signal(signum, signal.SIG_DFL if earlier is None else earlier)
+
+    def _take(self, signum: int, frame) -> None:
+        if os.getpid() != self._process:  # a loader's worker, forked with the handlers of its parent, which decides
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+            return
+        if self.signal is None:
+            self.signal = signum
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("\nstopping behind this step; once more stops at once", file=sys.stderr, flush=True)
+            return
+        self.remove()
+        if signum == signal.SIGINT:
+            raise SystemExit(128 + signum)  # NNI would swallow a KeyboardInterrupt, and take the search for done
+        os.kill(os.getpid(), signum)
+
+
+_current: _Request | None = None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM wait for a training to save; inside another, or another thread, it changes nothing."""
+    global _current
+    if _current is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _current = request = _Request()
+    request.install()
+    try:
+        yield
+    finally:
+        request.remove()
+        _current = None
+
+
+def requested() -> int | None:
+    """The number of the signal that asked to stop; None where none did."""
+    return None if _current is None else _current.signal
