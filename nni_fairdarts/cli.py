@@ -11,9 +11,10 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, ManagerError, NonFiniteLoss
+from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFiniteLoss
 from nni_fairdarts.failures import complain, unexpected
 from nni_fairdarts.folder import going_on, run_of
+from nni_fairdarts.launched import end_with_parent, launched_rank
 from nni_fairdarts.stopping import Stopped
 from nni_fairdarts.variables import nonsense
 
@@ -203,6 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     if error := nonsense():
         return complain(error)
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
+    if launched_rank() != 0:
+        _be_one_of_several()
     try:
         with warnings.catch_warnings():
             _quieten()
@@ -210,16 +213,18 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return complain(str(error), error=error)
     except (NonFiniteLoss, ManagerError) as error:
-        return complain(str(error), 1, error)
+        return _complain_once(str(error), 1, error)
+    except LostProcess as error:
+        return _complain_once(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except Stopped as stop:
         how = _how_to_go_on(command, values, config)
-        return complain(f"stopped; saved in {stop.checkpoint}{how}", 128 + stop.signal)
+        return _complain_once(f"stopped; saved in {stop.checkpoint}{how}", 128 + stop.signal)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a disk that is full, a folder that is gone
         return complain(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        return complain(f"stopped{_how_to_go_on(command, values, config)}", 130)
+        return _complain_once(f"stopped{_how_to_go_on(command, values, config)}", 130)
     except Exception as error:
         return unexpected(error)
     return 0
@@ -277,22 +282,39 @@ def _config_files(arguments: list[str]) -> list[Path]:
     return [Path(file) for file in behind] + [Path(a[9:]) for a in arguments if a.startswith("--config=")]
 
 
+def _be_one_of_several() -> None:
+    """What the first process prints is enough; without it this one has nothing to do."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    warnings.showwarning = lambda *args, **kwargs: None
+    end_with_parent()
+
+
+def _complain_once(message: str, code: int, error: BaseException | None = None) -> int:
+    """Complain of what all processes that train together have met.
+
+    The first one does it: where another ends with an error Lightning kills it, within 5 seconds, whatever it is doing.
+    """
+    return complain(message, code, error) if launched_rank() == 0 else 0
+
+
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"nni-fairdarts: warning: {message}", file=sys.stderr)
 
 
 def _quieten() -> None:
     """Keep the console for the progress bar and one line per epoch; errors and real warnings still show."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+        logging.getLogger(f"{name}.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*found to be not a nn.Module.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts
-    warnings.showwarning = _show_warning
+    if launched_rank() == 0:
+        warnings.showwarning = _show_warning
     import nni  # noqa: F401 (it sets its logger up when imported)
 
     logging.getLogger("nni").setLevel(logging.CRITICAL)  # its errors say that there was one; the command says which

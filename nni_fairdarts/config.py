@@ -147,7 +147,7 @@ class SearchConfig:
     Args:
         strategy: fairdarts, or one of NNI's own, for comparison: darts, gumbel_darts, proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
-        batch_size: images per step, for weights and α alike.
+        batch_size: images per step, for weights and α alike; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
         learning_rate_min: of SGD at the end of its cosine.
         momentum: of SGD.
@@ -244,7 +244,7 @@ class RetrainConfig:
         width: channels of the first cells.
         num_cells: cells in a row.
         epochs: passes over the training set.
-        batch_size: images per step.
+        batch_size: images per step; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
         schedule: of the learning rate: cosine (down to learning_rate_min) or exponential (times
             learning_rate_decay after each epoch).
@@ -306,6 +306,8 @@ class RunConfig:
         seed: of everything random.
         device: auto, cpu or cuda.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
+        devices: processes that train together, one per CUDA device; on a CPU by gloo. batch_size is each one's own:
+            a step sees devices times as many images. Of fairdarts, and of retraining.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
         evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
@@ -322,6 +324,7 @@ class RunConfig:
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int = 0
+    devices: int = 1
     threads: Optional[int] = None  # noqa: UP045
     evaluator: Optional[str] = None  # noqa: UP045
     metric: str = "val_acc"
@@ -334,6 +337,13 @@ class RunConfig:
         _check_values("run", self)
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
         _check("run", self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        _check("run", self.devices >= 1, "devices", self.devices, "at least 1")
+        alone = self.devices == 1 or self.search.strategy == "fairdarts"
+        _check(
+            "run", alone, "devices", self.devices, f"1 with {self.search.strategy}", "; only fairdarts shares a search"
+        )
+        graphs = self.devices > 1 and self.search.cuda_graphs
+        _check("search", not graphs, "cuda_graphs", True, f"false with devices {self.devices}")
         _check("run", self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or unset")
         plain = self.name and self.name not in (".", "..") and "/" not in self.name and "\\" not in self.name
         plain = plain and self.name.isprintable() and len(os.fsencode(self.name)) <= 200

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 from nni_fairdarts.datasets import Batches, ImageData, Mapped, as_built, held
+from nni_fairdarts.distributed import Shard
 from nni_fairdarts.errors import InputError
 
 
@@ -145,13 +146,22 @@ def _loader(
     )
 
 
-def _check_loading(batch_size: int, workers: int, images: int, of: str):
+def _order(part: Dataset, devices: int, seed: int | None) -> dict:
+    """A loader's options for its order: shuffled where a seed is given, this process's part of several devices'."""
+    return {"shuffle": seed is not None} if devices == 1 else {"sampler": Shard(part, devices, seed)}
+
+
+def _check_loading(batch_size: int, workers: int, images: int, of: str, devices: int = 1):
     if workers < 0:
         raise InputError(f"workers must be 0 (load in the main process) or more, got {workers}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    if batch_size > images:
-        raise InputError(f"batch_size {batch_size} is larger than the {images} images of {of}; at most {images} works")
+    if batch_size > images // devices:
+        each = f" that each of {devices} processes has" if devices > 1 else ""
+        raise InputError(
+            f"batch_size {batch_size} is larger than the {images // devices} images of {of}{each}; at most "
+            f"{images // devices} works"
+        )
 
 
 def search_loaders(
@@ -161,12 +171,15 @@ def search_loaders(
     workers: int = 0,
     train_portion: float = 0.5,
     device: str = "cpu",
+    devices: int = 1,
+    seed: int = 0,
 ) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Loaders of a bilevel search: the weights' half, the alpha half, and the alpha half for validation.
 
     The first `train_portion`, in (0, 1), of the training set trains the weights and the rest alpha, both shuffled and
     augmented; validation is neither. Batches: float32 (B, C, H, W) and int64 (B,), the last one may be smaller.
     With workers=0 those of images in memory (digits, CIFAR) are built on `device`, "cpu" or "cuda": the network's.
+    Of several `devices` each process's loaders give its own part in batches of `batch_size`, shuffled by `seed`.
     Raises InputError for a portion outside (0, 1), and for a batch larger than the smaller half.
     The published split (arXiv 1911.12126); `ImageData.split_seed` permutes the set first.
     """
@@ -178,25 +191,39 @@ def search_loaders(
             f"of {total} images; the paper uses 0.5"
         )
     smaller, of = min((first, "the weights' half"), (total - first, "the alpha half"))
-    _check_loading(batch_size, workers, smaller, of)
+    _check_loading(batch_size, workers, smaller, of, devices)
     order = list(range(total))
     if data.split_seed is not None:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(data.split_seed)).tolist()
     weights, alpha = Subset(data.train, order[:first]), Subset(data.train, order[first:])
     loader = partial(_loader, data, batch_size, workers, device)
-    return loader(weights, augmentation, shuffle=True), loader(alpha, augmentation, shuffle=True), loader(alpha, None)
+    return (
+        loader(weights, augmentation, **_order(weights, devices, seed)),
+        # Halves of one size would go through the same order side by side.
+        loader(alpha, augmentation, **_order(alpha, devices, seed + 2**20)),
+        loader(alpha, None, **_order(alpha, devices, None)),
+    )
 
 
 def retrain_loaders(
-    data: ImageData, batch_size: int, augmentation: Augmentation | None, workers: int = 0, device: str = "cpu"
+    data: ImageData,
+    batch_size: int,
+    augmentation: Augmentation | None,
+    workers: int = 0,
+    device: str = "cpu",
+    devices: int = 1,
+    seed: int = 0,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of a retraining: the whole training set, shuffled and augmented, and the test set as it is.
 
-    Batches: float32 (B, C, H, W) and int64 (B,), built as those of `search_loaders`. Raises InputError for a batch
-    larger than the training set.
+    Batches: float32 (B, C, H, W) and int64 (B,), built and shared out as those of `search_loaders`. Raises InputError
+    for a batch larger than the training set.
     """
-    _check_loading(batch_size, workers, len(data.train), "the training set")
+    _check_loading(batch_size, workers, len(data.train), "the training set", devices)
     # The auxiliary head has a batch norm over 1x1 maps, which cannot train on a last batch of one image.
-    lone = batch_size > 1 and len(data.train) % batch_size == 1
+    lone = batch_size > 1 and len(data.train) // devices % batch_size == 1
     loader = partial(_loader, data, batch_size, workers, device)
-    return loader(data.train, augmentation, shuffle=True, drop_last=lone), loader(data.test, None)
+    order = _order(data.train, devices, seed)
+    return loader(data.train, augmentation, **order, drop_last=lone), loader(
+        data.test, None, **_order(data.test, devices, None)
+    )

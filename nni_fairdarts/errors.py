@@ -35,6 +35,10 @@ class SaveError(OSError):
         )
 
 
+class LostProcess(RuntimeError):
+    """Another of the processes that train together has ended, so this one cannot go on."""
+
+
 class ManagerError(RuntimeError):
     """NNI's manager did not start, or gave up; the message says why and where its log is."""
 

@@ -16,6 +16,7 @@ from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.files import write_text
 from nni_fairdarts.history import read_history
+from nni_fairdarts.launched import launched_rank
 
 
 def create(folder: Path) -> Path:
@@ -58,7 +59,7 @@ def going_on(folder: Path) -> str | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, this process alone works in ``folder``. Raises InputError where another one does."""
-    if fcntl is None or os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
+    if fcntl is None or launched_rank() != 0:  # another process of the same training
         yield
         return
     held = os.open(folder, os.O_RDONLY)

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import nn
 from torchmetrics import Metric
 
+from nni_fairdarts.distributed import average_statistics, batch_norms, processes, total
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import size_of, training_batches, transferred, validation_batches
 from nni_fairdarts.inheritance import reestimate_batch_norm
@@ -48,6 +49,7 @@ class DiscretizationGap:
         training, validation = training_batches(self.evaluator), self._validation()
         with same_random_numbers(module.device, training, validation), as_before(owner), at(rounded):
             reestimate_batch_norm(owner.model, training, self.count, lambda _, batch: self._step(module, batch))
+            average_statistics(batch_norms(owner.model))
             without = self._metric(module, islice(validation, _limit(module.trainer)))
         return {"discretization_gap": float(module.trainer.callback_metrics[self.metric]) - without}
 
@@ -70,8 +72,8 @@ class DiscretizationGap:
             module.training_module.training_step(precision.convert_input(transferred(self.evaluator, batch)), 0)
 
     def _metric(self, module: RecordsEpochs, batches: Iterable) -> float:
-        """The metric over the batches: of a torchmetrics object its own, else the mean over examples."""
-        total, examples = 0.0, 0
+        """The metric over the batches of all processes: of a torchmetrics object its own, else the examples' mean."""
+        summed, examples = 0.0, 0
         precision, owner = module.trainer.precision_plugin, module.training_module
         owner.eval()
         with torch.no_grad():
@@ -87,8 +89,13 @@ class DiscretizationGap:
                     )
                 value = logged[self.metric]
                 if not isinstance(value, Metric):
-                    total, examples = total + float(value) * size_of(batch), examples + size_of(batch)
-        return float(value.compute()) if isinstance(value, Metric) else total / examples
+                    summed, examples = summed + float(value) * size_of(batch), examples + size_of(batch)
+        if isinstance(value, Metric):
+            return float(value.compute())
+        if processes() > 1:
+            both = torch.tensor([summed, examples], dtype=torch.float64, device=module.device)
+            summed, examples = total(both).tolist()
+        return summed / examples
 
 
 def _limit(trainer: pl.Trainer) -> int | None:

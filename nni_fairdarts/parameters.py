@@ -8,8 +8,8 @@ from nni_fairdarts.arguments import changed, known_fields
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
 
-OWN = ("name", "runs")
-"""Fields that are not a trial's to choose: its folder is NNI's."""
+OWN = ("name", "runs", "devices")
+"""Fields that are not a trial's to choose: its folder is NNI's, and it is one process."""
 
 
 def flat(parameters: Mapping) -> dict:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from nni_fairdarts.checkpoints import KEY
+from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.errors import SaveError
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
 from nni_fairdarts.watch import LossWatch
@@ -23,7 +23,7 @@ BEGUN = "fairdarts_epoch"
 """Under this key a checkpoint has what was noted of the epoch that it was saved in."""
 
 
-class RecordsEpochs(pl.LightningModule):
+class RecordsEpochs(AmongProcesses):
     """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
 
     ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
@@ -56,9 +56,13 @@ class RecordsEpochs(pl.LightningModule):
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self):
-        self._watch = LossWatch()  # of this run: what an earlier one has found is its own
+        # Of this run: what an earlier one has found is its own.
+        self._watch = LossWatch(together=processes() > 1)
         if self.history is not None and self.trainer.is_global_zero:
             check_new(self.history, resumed=self.trainer.ckpt_path is not None)
+        if processes() > 1:  # Lightning asks for means over processes, two exchanges each, of what is the same in all
+            names = "|".join(("prob/", *(f"{name}'" for name in LOGGED)))
+            warnings.filterwarnings("ignore", message=rf".*recommended to use `self.log\('({names})")
         return super().on_fit_start()
 
     def on_train_epoch_start(self):
@@ -154,8 +158,11 @@ class RecordsEpochs(pl.LightningModule):
     # -- record ------------------------------------------------------------------------------------------------------
 
     def note_loss(self, name: str, loss: Tensor, batch_idx: int) -> None:
-        """Note a batch's loss, one number. Raises NonFiniteLoss where it is none, on a CUDA device somewhat later."""
-        value = loss.detach()
+        """Note a batch's loss, one number; of several processes their mean.
+
+        Raises NonFiniteLoss, in all of them, where it is none, on a CUDA device somewhat later.
+        """
+        value = mean(loss.detach())
         self._watch.see(name, value, self.trainer, batch_idx)
         self.note(name, value)
 

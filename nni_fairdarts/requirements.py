@@ -6,6 +6,7 @@ import torch
 from nni.nas.hub.pytorch.nasnet import NDS
 from torch import Tensor, nn
 
+from nni_fairdarts.distributed import check_strategy
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import check_image_size, stem_channels
 
@@ -39,6 +40,7 @@ def check_one_loader(who: str, name: str, loaders) -> None:
 
 def check_trainer(trainer) -> None:
     """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
+    check_strategy(trainer)
     if trainer.gradient_clip_val is not None:
         raise InputError(
             f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "

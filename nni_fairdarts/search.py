@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
+from nni_fairdarts.distributed import average_gradients, average_statistics, batch_norms, by_hand
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, flat
 from nni_fairdarts.graphs import GraphedNetwork, check_graphable
@@ -168,6 +169,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         if self.penalty is not None:
             self.penalty.cost(self.weights())  # raises for a profiler of another space
         check_norms(self.training_module.model)
+        self._norms = batch_norms(self)
         if self.cuda_graphs:
             check_graphable(self.training_module, self.trainer, self.device)
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
@@ -179,17 +181,23 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def training_step(self, batch, batch_idx):
         warm = self.trainer.current_epoch >= self.warmup_epochs
-        if self.single_level:
-            result = self._joint_step(batch["train"], batch_idx, warm)
-        else:
-            if warm:
-                self._alpha_step(batch["val"], batch_idx)
-            result = self._weight_step(batch["train"], batch_idx)
+        with by_hand(self.trainer.strategy):
+            if self.single_level:
+                result = self._joint_step(batch["train"], batch_idx, warm)
+            else:
+                if warm:
+                    self._alpha_step(batch["val"], batch_idx)
+                result = self._weight_step(batch["train"], batch_idx)
+        average_statistics(self._norms)
         self._batches += 1
         self.advance_lr_schedulers(batch_idx)
         if self.log_prob_every_n_step and (batch_idx + 1) % self.log_prob_every_n_step == 0:
             self.log_probs(self.export_probs())
         return result
+
+    def backward(self, loss, *args, **kwargs):
+        super().backward(loss, *args, **kwargs)
+        average_gradients([*self._alphas, *self._weights])
 
     def _alpha_step(self, batch, batch_idx: int) -> None:
         with frozen(self._weights):

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nni_fairdarts.launched import launched_rank
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -45,7 +47,7 @@ class _Request:
             return
         if self.signal is None:
             self.signal = signum
-            if os.environ.get("LOCAL_RANK", "0") == "0":
+            if launched_rank() == 0:
                 print("\nstopping behind this step; once more stops at once", file=sys.stderr, flush=True)
             return
         self.remove()

@@ -8,6 +8,7 @@ from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
 from torch import nn
 from torch.optim import lr_scheduler
 
+from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.watch import LossWatch
 
@@ -23,7 +24,7 @@ def _exponential(optimizer: torch.optim.Optimizer, training: "ImageTraining", ep
 SCHEDULES = {"cosine": _cosine, "exponential": _exponential}
 
 
-class ImageTraining(SupervisedLearningModule):
+class ImageTraining(AmongProcesses, SupervisedLearningModule):
     """NNI's supervised module (``val_loss``, ``val_acc``, reports to NNI) with SGD and a schedule per epoch.
 
     ``schedule`` "cosine" takes the learning rate to ``learning_rate_min`` in the last epoch's end; "exponential"
@@ -86,10 +87,12 @@ class ImageTraining(SupervisedLearningModule):
     def on_before_backward(self, loss):
         # Not in training_step, which in a search runs for α too; a search watches itself and says whose loss it was.
         if self.trainer.lightning_module is self:
-            self._watch.see("train_loss", loss.detach(), self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
+            batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
+            self._watch.see("train_loss", mean(loss.detach()), self.trainer, batch_idx)
 
     def on_fit_start(self):
-        self._watch = LossWatch()  # what an earlier training has found is its own
+        self._watch = LossWatch(together=processes() > 1)  # what an earlier training has found is its own
+        return super().on_fit_start()
 
     def on_validation_start(self):
         self._watch.look(wait=True)

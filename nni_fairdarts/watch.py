@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nni_fairdarts.errors import require_finite
 
+UNDER_WAY = 2
+"""How many losses may be on their way to the host where several processes train together: those of one step."""
 LATE = "found behind the optimizer's step, before anything was saved"
 
 
@@ -20,9 +22,13 @@ class LossWatch:
     the next loss at the earliest, and at the latest when ``look(wait=True)`` is called, which is to be done before
     anything is validated, recorded or saved. A loss that was found stays found: every later look raises again.
     What has arrived goes to the progress bar, for Lightning too would wait for every number that is logged to it.
+
+    ``together``: several processes watch the same losses, so all are to find one at the same step. What has arrived
+    differs between them; the host waits for the losses before the last ``UNDER_WAY``.
     """
 
-    def __init__(self):
+    def __init__(self, together: bool = False):
+        self._together = together
         self._late: deque[_Late] = deque()
 
     def see(self, name: str, loss: Tensor, trainer: pl.Trainer, batch_idx: int) -> None:
@@ -31,11 +37,11 @@ class LossWatch:
             require_finite(name, float(loss), trainer, trainer.current_epoch, batch_idx)
             return
         self._late.append(_Late(name, trainer, trainer.current_epoch, batch_idx, *arriving(loss)))
-        self.look()
+        self.look(wait=self._together, keep=UNDER_WAY if self._together else 0)
 
-    def look(self, wait: bool = False) -> None:
-        """Check the losses that have arrived; with ``wait`` all that are under way."""
-        while self._late and (wait or self._late[0].arrived.query()):
+    def look(self, wait: bool = False, keep: int = 0) -> None:
+        """Check the losses that have arrived; with ``wait`` all that are under way, but for the last ``keep``."""
+        while len(self._late) > keep and (wait or self._late[0].arrived.query()):
             late = self._late[0]
             late.arrived.synchronize()
             require_finite(late.name, float(late.value), late.trainer, late.epoch, late.batch_idx, LATE)

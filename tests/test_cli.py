@@ -385,8 +385,7 @@ def test_a_damaged_checkpoint_or_history_is_named(finished, tmp_path, capsys):
     damaged.write_bytes(b"no checkpoint")
     assert main(["search", "--resume", str(run)]) == 2
     error = capsys.readouterr().err
-    assert f"nni-fairdarts: warning: cannot read the checkpoint {damaged}: File is not a zip file" in error
-    assert f"no checkpoint in {run / 'checkpoints'} is whole" in error
+    assert f"nni-fairdarts: error: cannot read the checkpoint {damaged}: File is not a zip file: it is damaged" in error
     (run / "history.jsonl").write_text('{"epoch": 1}\n')
     assert main(["derive", str(run)]) == 2
     assert "has no gates of a normal and a reduce cell: the search was of another space" in capsys.readouterr().err

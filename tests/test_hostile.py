@@ -425,7 +425,7 @@ GATES = {
     "operations that are a number": recorded(epoch(operations={"normal": 7}), "no gates of a normal and a reduce cell"),
 }  # fmt: skip
 
-CHECKPOINT = "run/checkpoints/last.ckpt"
+CHECKPOINT = "run/checkpoints/epoch000-step00000003.ckpt"
 
 
 def resumed(content, *says: str, file: str = CHECKPOINT, **files) -> Case:

@@ -1,5 +1,6 @@
 """What a search and a retraining have in common: images, seeds, the evaluator's parts, versions."""
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def load_images(config: RunConfig) -> datasets.ImageData:
     check_image_size(images.image_size, config.space.dataset)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but torch sees no CUDA device here; use --device auto or cpu")
+    if device_of(config) == "cuda" and config.devices > torch.cuda.device_count():
+        raise InputError(
+            f"devices {config.devices} were asked for, but torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "use fewer, or --device cpu"
+        )
     return images
 
 
@@ -46,6 +52,8 @@ def prepare(config: RunConfig) -> None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+        if config.devices > 1:
+            os.environ["OMP_NUM_THREADS"] = str(config.threads)  # or Lightning shares all out among the processes
 
 
 def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
@@ -88,7 +96,8 @@ def trainer_of(config: RunConfig, folder: Path, epochs: int, logs: Path | None, 
     return Trainer(
         max_epochs=epochs,
         accelerator="gpu" if config.device == "cuda" else config.device,
-        devices=1,
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
         logger=logger_in(folder, logs),
         callbacks=[checkpoints_in(config, folder)],
         enable_model_summary=False,

@@ -14,6 +14,7 @@ from nni_fairdarts import folder as run_folder
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.checkpoints import KEY, checkpoints_of, numbers, read
 from nni_fairdarts.config import RunConfig
+from nni_fairdarts.distributed import noticing_losses, wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -31,6 +32,7 @@ from nni_fairdarts.experiment.resuming import carried, check_changes, last_check
 from nni_fairdarts.freezing import freeze
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import seed_training
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.network import DerivedNetwork, check_auxiliary_head, count_multiply_adds, count_parameters
 from nni_fairdarts.randomness import SeededLoaders
 from nni_fairdarts.stopping import stoppable
@@ -51,7 +53,15 @@ def retrain_loaders(config: RunConfig, images: datasets.ImageData):
     if settings.auxiliary_weight > 0 and config.space.name == "darts":
         check_auxiliary_head(images.image_size, config.space.dataset)
     augmentation = augmentation_of(config, settings.cutout)
-    return data.retrain_loaders(images, settings.batch_size, augmentation, config.data.workers, device_of(config))
+    return data.retrain_loaders(
+        images,
+        settings.batch_size,
+        augmentation,
+        config.data.workers,
+        device_of(config),
+        config.devices,
+        config.seed,
+    )
 
 
 def retrain(
@@ -68,7 +78,8 @@ def retrain(
     """
     parts = check_retraining(config)
     network = _network(config, architecture, parts[0])
-    run_folder.create(folder)
+    if launched_rank() == 0:
+        run_folder.create(folder)
     with run_folder.locked(folder):
         return _retrain(config, parts, architecture, network, folder, None, logs)
 
@@ -109,15 +120,15 @@ def _retrain(
     images, loaders_or_evaluator = parts
     began = time.perf_counter()
     earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
-    if isinstance(architecture, Genotype):
-        architecture.save(folder / "genotype.json")
-        kept = {"genotype": architecture.to_json()}
-    else:
-        kept = {"nni_sample": dict(architecture)}
-        run_folder.write_json(folder / "sample.json", dict(architecture))
-    run_folder.write_config(folder, config)  # behind the architecture: what has a configuration can be gone on with
+    if launched_rank() == 0:
+        _write_architecture(folder, architecture)
+        run_folder.write_config(folder, config)  # last: what has a configuration can be gone on with
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
-    epochs, metrics = _train(evaluator, network, checkpoint)
+    with noticing_losses():
+        epochs, metrics = _train(evaluator, network, checkpoint)
+    if launched_rank() != 0:
+        wait_for_all()
+        return run_folder.read_json(folder / "result.json")
     network.cpu()
     torch.save(network.state_dict(), folder / "network.pt")
     if config.metric not in metrics:
@@ -128,20 +139,29 @@ def _retrain(
         multiply_adds = multiply_adds_of_step(evaluator, network)
     else:
         multiply_adds = count_multiply_adds(network, (images.in_channels, images.image_size, images.image_size))
+    cells = isinstance(architecture, Genotype)
     result = {
         "folder": str(folder),
         "test_accuracy": metrics[config.metric],
         **({"test_loss": metrics["val_loss"]} if "val_loss" in metrics else {}),
         "parameters": count_parameters(network),
         "multiply_adds": multiply_adds,
-        **kept,
+        **({"genotype": architecture.to_json()} if cells else {"nni_sample": dict(architecture)}),
         "epochs": epochs,
         "seconds": earlier + time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
     }
     run_folder.write_json(folder / "result.json", result)
+    wait_for_all()
     return result
+
+
+def _write_architecture(folder: Path, architecture: Genotype | Mapping) -> None:
+    if isinstance(architecture, Genotype):
+        architecture.save(folder / "genotype.json")
+    else:
+        run_folder.write_json(folder / "sample.json", dict(architecture))
 
 
 def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) -> tuple[int, dict[str, float]]:

@@ -10,6 +10,7 @@ from nni_fairdarts.experiment.retraining import architecture_of, check_retrainin
 from nni_fairdarts.experiment.searching import Listener, resume, search
 from nni_fairdarts.folder import read_json, run_of, unfinished
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.stopping import stoppable
 
 SEARCHED = ("supernet_accuracy", "skip_connections", "nni_sample", "seconds")
@@ -50,7 +51,8 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
             return searched, read_json(retraining / "result.json", *RETRAINED)
         if (retraining / "config.yaml").is_file():
             return searched, resume_retraining(retraining, config, _part(logs, "retrain"))
-        shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
+        if launched_rank() == 0:
+            shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
         return searched, _retrained(config, logs)
 
 

@@ -1,7 +1,9 @@
 """The search of a run, through NNI's experiment."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from nni_fairdarts import data, datasets
 from nni_fairdarts import folder as run_folder
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import PenaltyConfig, RunConfig
+from nni_fairdarts.distributed import noticing_losses, wait_for_all
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.common import (
     augmentation_of,
@@ -32,6 +35,7 @@ from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_conn
 from nni_fairdarts.experiment.resuming import carried, check_changes, forget_beginning, last_checkpoint, set_aside
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
 from nni_fairdarts.stopping import stoppable
@@ -46,6 +50,8 @@ def search(config: RunConfig, listener: Listener | None = None, logs: Path | Non
     Raises InputError, before anything is trained or written, for data, sizes and folders that do not fit.
     """
     parts = check_search(config)
+    if launched_rank() != 0:  # the first process has made the folder
+        return _search(config, parts, config.folder, None, listener, logs)
     folder = run_folder.create(config.folder)
     with run_folder.locked(folder):
         run_folder.write_config(folder, config)
@@ -75,6 +81,8 @@ def resume(
             "be gone on with; remove the folder and search again"
         )
     parts = check_search(config)
+    if launched_rank() != 0:  # the first process has prepared the folder
+        return _search(config, parts, folder, last_checkpoint("search", config, folder), listener, logs)
     with run_folder.locked(folder):
         checkpoint = last_checkpoint("search", config, folder)
         if checkpoint is None:
@@ -143,6 +151,8 @@ def search_loaders(config: RunConfig, images: datasets.ImageData):
         config.data.workers,
         config.search.train_portion,
         device_of(config),
+        config.devices,
+        config.seed,
     )
 
 
@@ -189,14 +199,19 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     strategy.listener = listener
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
+    first = launched_rank() == 0
     experiment = Search(space, evaluator, strategy)
-    experiment.config.experiment_working_directory = folder / "nni"
-    try:
-        with stoppable():
-            experiment.run()
-        (model,) = experiment.export_top_models()
-    finally:
-        experiment.stop()
+    with nullcontext(folder / "nni") if first else tempfile.TemporaryDirectory() as place:
+        experiment.config.experiment_working_directory = place
+        try:
+            with stoppable(), noticing_losses():
+                experiment.run()
+            (model,) = experiment.export_top_models()
+        finally:
+            experiment.stop()
+    if not first:
+        wait_for_all()
+        return run_folder.read_json(folder / "result.json")
     last = run_folder.last_epoch(folder)
     sample = dict(model.sample)
     run_folder.write_json(folder / "sample.json", sample)
@@ -220,6 +235,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
             np.save(folder / "normal_weight.npy", np.array(last["gates"]["normal"]))
             np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
     run_folder.write_json(folder / "result.json", result)
+    wait_for_all()
     return result
 
 

@@ -144,6 +144,11 @@ def trial(config: RunConfig) -> dict:
     NNI starts again, when its experiment is resumed, goes on with what it had begun. Raises InputError outside NNI.
     """
     output = _output()
+    if config.devices > 1:  # the others would ask NNI for parameters too
+        raise InputError(
+            f"a trial is one process on one device, but devices is {config.devices}; leave it out, and let several "
+            "trials run at a time (trialConcurrency, trialGpuNumber: 1)"
+        )
     reports = Reports(output)
     parameters = reports.receive()
     if (output / "trial.json").is_file():
