@@ -426,9 +426,10 @@ GATES = {
 }  # fmt: skip
 
 CHECKPOINT = "run/checkpoints/epoch000-step00000003.ckpt"
+WHOLE = {"state_dict": {}, "loops": {}, "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
 
 
-def resumed(content, *says: str, file: str = CHECKPOINT, **files) -> Case:
+def resumed(content, *says: str, file: str = CHECKPOINT) -> Case:
     return Case("search --resume run", list(says), {file: content})
 
 
@@ -437,10 +438,15 @@ CHECKPOINTS = {
     "a file": Case("search --resume mine.py", ["there is no run folder mine.py", "runs/NAME"]),
     "no run": Case("search --resume images", ["images is no run folder", "config.yaml"], {"images": None}),
     "an empty checkpoint": resumed("", CHECKPOINT, "damaged", "search again"),
+    "a folder for a checkpoint": resumed(None, CHECKPOINT, "Is a directory", "search again"),
+    "a link to itself": resumed(link("epoch000-step00000003.ckpt"), CHECKPOINT, "Too many levels", "search again"),
     "a text": resumed("weights", CHECKPOINT, "damaged", "search again"),
     "half a checkpoint": resumed(archive({"a": torch.zeros(999)})[:2000], CHECKPOINT, "damaged", "search again"),
     "a bit of a checkpoint": resumed(flipped(archive({"a": torch.zeros(999)})), CHECKPOINT, "damaged"),
     "another program's": resumed(archive({"model": torch.zeros(3)}), CHECKPOINT, "search again"),
+    "another program's, much like ours": resumed(archive(WHOLE), CHECKPOINT, "search again"),
+    "of ours, with parts missing": resumed(archive({**WHOLE, "nni_fairdarts": {}}), CHECKPOINT, "search again"),
+    "of ours, with other parts": resumed(archive({**WHOLE, "nni_fairdarts": 3}), CHECKPOINT, "search again"),
     "another program's list": resumed(archive([1, 2]), CHECKPOINT, "search again"),
     "one with code": resumed(archive({"state_dict": Code()}), CHECKPOINT, "search again"),
     "one of old with code": resumed(pickle.dumps({"state_dict": Code()}, 2), CHECKPOINT, "search again"),
