@@ -3,11 +3,12 @@
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from loops import CLASSES, IMAGE, SGD, BareLoop, prepare, space_of, strategy_of, synchronize
+from loops import CLASSES, IMAGE, SGD, BareLoop, deterministic, prepare, space_of, strategy_of, synchronize
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.profilers import SimpleProfiler
@@ -104,7 +105,8 @@ def through_lightning(variant: Variant, size: Size, device: str, repeats: int) -
         experiment = Search(space_of(size), evaluator, strategy_of(variant))
         experiment.config.experiment_working_directory = Path(folder) / "nni"
         try:
-            experiment.run()
+            with deterministic() if variant.deterministic else nullcontext():
+                experiment.run()
         finally:
             experiment.stop()
     if len(alternating.through) != steps:

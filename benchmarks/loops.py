@@ -1,8 +1,8 @@
 """The bilevel step without Lightning: what a search of NNI's DARTS, and of FairDARTS, computes for two batches."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import nni.nas.strategy
 import torch
@@ -75,6 +75,8 @@ class BareLoop:
         self.adam = torch.optim.Adam(self.alphas, **self._adam_settings(), capturable=variant.graph)
         self._both = self._nni_steps if variant.arguments is None else self._fair_steps
         self.step: Callable[[], None] = self._captured() if variant.graph else self._both
+        if variant.deterministic:
+            self.step = deterministic()(self.step)
 
     def _adam_settings(self) -> dict:
         if self.variant.arguments is None:  # written into NNI's DartsLightningModule
@@ -141,6 +143,17 @@ def alphas_of(supernet: nn.Module) -> list[nn.Parameter]:
         if isinstance(module, BaseSuperNetModule) and hasattr(module, "arch_parameters"):
             found.update(dict.fromkeys(module.arch_parameters()))
     return list(found)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside, torch takes only operations that give the same bits in every run."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def synchronize(device: str) -> None:

@@ -22,7 +22,7 @@ class Variant:
 
     arguments: of ``FairDARTS(...)``; None for NNI's own DARTS. The others say what is done to the finished supernet:
     weights and images in channels_last, forward passes under bf16 autocast, both steps recorded once and replayed
-    as one CUDA graph (in the bare loop alone).
+    as one CUDA graph (in the bare loop alone), only operations that give the same bits in every run.
     """
 
     title: str
@@ -30,6 +30,7 @@ class Variant:
     channels_last: bool = False
     bf16: bool = False
     graph: bool = False
+    deterministic: bool = False
 
     @property
     def compiled(self) -> bool:
@@ -57,6 +58,7 @@ VARIANTS = {
     "fused-bf16-all": Variant(
         "fused, bf16, channels_last, compiled", {"fused": True, "compile": True}, bf16=True, channels_last=True
     ),
+    "fused-deterministic": Variant("fused, deterministic", {"fused": True}, deterministic=True),
     "fused-graph": Variant("fused, CUDA graph", {"fused": True}, graph=True),
     "fused-bf16-graph": Variant("fused, bf16, CUDA graph", {"fused": True}, bf16=True, graph=True),
     "fused-bf16-compile-graph": Variant(
@@ -127,11 +129,15 @@ def sizes_of(words: list[str]) -> list[Size]:
 
 
 def variants_of(words: list[str] | None, device: str) -> list[str]:
-    """Names of variants, NNI's first; None for all but, on a CPU, graphs and what takes hours to compile there.
+    """Names of variants, NNI's first; None for all but, on a CPU, graphs, what takes hours to compile there, and what
+    is deterministic anyway.
 
     Raises ValueError for unknown ones.
     """
-    known = [name for name, variant in VARIANTS.items() if device == "cuda" or not (variant.graph or variant.compiled)]
+    for_cuda = {
+        name for name, variant in VARIANTS.items() if variant.graph or variant.compiled or variant.deterministic
+    }
+    known = [name for name in VARIANTS if device == "cuda" or name not in for_cuda]
     if words is None:
         return known
     for word in words:

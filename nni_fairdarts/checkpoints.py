@@ -147,7 +147,7 @@ class Checkpoints(Checkpoint):
         try:
             if trainer.is_global_zero:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
                 _settle(temporary, path)
                 for old in saved(self.folder)[KEPT:]:

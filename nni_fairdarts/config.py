@@ -170,8 +170,9 @@ class SearchConfig:
         fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
         compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
         cuda_graphs: of fairdarts: launch the supernet's passes as CUDA graphs; not yet run on a device.
-        precision: 32-true, or bf16-mixed: convolutions in bfloat16, which changes the numbers in their third digit;
-            weights, α, losses and optimizers stay in float32. For CUDA.
+        precision: 32-true, bf16-mixed or 16-mixed: convolutions in bfloat16 or float16, with α, losses and optimizers
+            in float32. bfloat16 changes numbers in their third digit, float16 in their fourth, and skips steps whose
+            gradients overflow. For CUDA: on a CPU it is slower.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
         batches_per_update: of enas: sampled networks between two updates of its controller.
@@ -204,7 +205,7 @@ class SearchConfig:
     fused: bool = True
     compile: bool = False
     cuda_graphs: bool = False
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     batches_per_update: int = 20
@@ -226,6 +227,9 @@ class SearchConfig:
         rate, (start, end) = self.arc_learning_rate, self.temperature
         _check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
         _check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
+        alone = self.strategy == "enas" and self.precision == "16-mixed"
+        expected = "32-true or bf16-mixed with enas; NNI trains its controller without a scale"
+        _check("search", not alone, "precision", self.precision, expected)
         _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
         graphs = self.cuda_graphs and self.recompute
         _check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")
@@ -308,6 +312,8 @@ class RunConfig:
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
         devices: processes that train together, one per CUDA device; on a CPU by gloo. batch_size is each one's own:
             a step sees devices times as many images. Of fairdarts, and of retraining.
+        deterministic: on a CUDA device too, every run of a seed gives the same bits, by slower operations where need
+            be; on a CPU it does anyway.
         threads: of the CPU; unset leaves torch's choice. On small images one is hardly slower than two on a quiet
             machine, and many times faster beside other work, where threads wait for each other.
         evaluator: module:function of yours, called as function(stage, config) with the stage "search" or "retrain";
@@ -325,6 +331,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int = 0
     devices: int = 1
+    deterministic: bool = False
     threads: Optional[int] = None  # noqa: UP045
     evaluator: Optional[str] = None  # noqa: UP045
     metric: str = "val_acc"

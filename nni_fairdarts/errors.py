@@ -49,10 +49,12 @@ def require_finite(
     """Raise NonFiniteLoss, saying where that was, when it was found, and what is saved, unless ``loss`` is finite."""
     if math.isfinite(loss):
         return
+    float16 = getattr(trainer.precision_plugin, "scaler", None) is not None
     callback = trainer.checkpoint_callback
     checkpoint = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     raise NonFiniteLoss(
         f"{name} is {loss} in epoch {epoch}, batch {batch_idx} (both counted from 0); {found}. "
-        "Try a smaller learning rate, or look for bad values in the data. "
+        "Try a smaller learning rate, or look for bad values in the data"
+        + ("; or precision bf16-mixed, for float16 ends at 65504. " if float16 else ". ")
         + (f"The last checkpoint is {checkpoint}" if checkpoint else "No checkpoint had been saved yet")
     )

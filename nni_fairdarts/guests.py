@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nni_fairdarts._nni import DartsLightningModule
@@ -48,6 +49,54 @@ class ForwardedHooks(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint):
         return self.training_module.on_load_checkpoint(checkpoint)
 
+    # -- optimizers and schedules -------------------------------------------------------------------------------------
+
+    def configure_optimizers(self):
+        configuration = super().configure_optimizers()
+        check_optimizers([o for o in _optimizers(configuration) if not getattr(o, "is_arch_optimizer", False)])
+        if not self.automatic_optimization:
+            # Lightning drops what a schedule waits for where steps are taken by hand.
+            self._monitors = dict(_take_monitors(configuration))
+        return configuration
+
+    def architecture_optimizers(self):
+        """α's optimizer. Its steps are not counted: ``max_steps`` and ``global_step`` are the weights' steps."""
+        optimizer = super().architecture_optimizers()
+        if optimizer is not None:
+            # Lightning hangs its count on every optimizer before each batch.
+            optimizer._on_before_step = optimizer._on_after_step = _nothing
+        return optimizer
+
+    def advance_lr_schedulers(self, batch_idx: int):
+        """NNI's; it steps those that wait for a metric without one, and they raise. At an epoch's end they wait."""
+        self._step_schedulers("step", batch_idx)
+        if self.trainer.is_last_batch:
+            self._step_schedulers("epoch", self.trainer.current_epoch, plateaus=False)
+
+    def advance_plateaus(self):
+        """Step the schedules that wait for a metric of the epoch, behind its validation."""
+        if not self.automatic_optimization:  # else Lightning does
+            self._step_schedulers("epoch", self.trainer.current_epoch, others=False)
+
+    def _step_schedulers(self, interval: str, index: int, plateaus: bool = True, others: bool = True) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            waits = isinstance(config.scheduler, ReduceLROnPlateau)
+            due = config.interval == interval and (index + 1) % config.frequency == 0
+            if due and (plateaus if waits else others):
+                metric = self._monitored(config.scheduler) if waits else None
+                self.training_module.lr_scheduler_step(config.scheduler, metric)
+
+    def _monitored(self, scheduler: ReduceLROnPlateau) -> Tensor:
+        """The metric that a schedule of the evaluator waits for."""
+        known = self.trainer.callback_metrics
+        name = self._monitors.get(scheduler)
+        if name not in known:
+            raise InputError(
+                f"the evaluator's ReduceLROnPlateau waits for {name!r}, which nothing has logged; give its 'monitor' "
+                f"as one of: {', '.join(known)}"
+            )
+        return known[name]
+
     # -- validation: NNI's one-shot modules have none -----------------------------------------------------------------
 
     def validation_step(self, *args, **kwargs):
@@ -67,7 +116,7 @@ class ForwardedHooks(pl.LightningModule):
 
 
 class EvaluatorHooks(ForwardedHooks, DartsLightningModule):
-    """NNI's DARTS as a guest of the evaluator: its hooks, its batch transfers, its schedules."""
+    """NNI's DARTS as a guest of the evaluator: its hooks and its batch transfers."""
 
     def __init__(self, training_module, **kwargs):
         super().__init__(training_module, **kwargs)
@@ -76,41 +125,6 @@ class EvaluatorHooks(ForwardedHooks, DartsLightningModule):
     def on_train_epoch_start(self):
         # NNI's DARTS freezes α here while it warms up; the steps of a search say themselves what learns.
         return self.training_module.on_train_epoch_start()
-
-    # -- schedules ----------------------------------------------------------------------------------------------------
-
-    def advance_lr_schedulers(self, batch_idx: int):
-        """NNI's, without those that wait for a metric (NNI steps them without one, and they raise)."""
-        self._step_schedulers("step", batch_idx)
-        if self.trainer.is_last_batch:
-            self._step_schedulers("epoch", self.trainer.current_epoch)
-
-    def advance_plateaus(self):
-        """Step the schedules that wait for a metric, behind the epoch's validation."""
-        self._step_schedulers("epoch", self.trainer.current_epoch, on_plateau=True)
-
-    def _step_schedulers(self, interval: str, index: int, on_plateau: bool = False) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            due = config.interval == interval and (index + 1) % config.frequency == 0
-            if due and isinstance(config.scheduler, ReduceLROnPlateau) == on_plateau:
-                metric = self._monitored(config.scheduler) if on_plateau else None
-                self.training_module.lr_scheduler_step(config.scheduler, metric)
-
-    def postprocess_weight_optimizers(self, optimizers):
-        # Lightning drops what a schedule waits for where, as here, steps are taken by hand.
-        self._monitors = dict(_take_monitors(optimizers))
-        return super().postprocess_weight_optimizers(optimizers)
-
-    def _monitored(self, scheduler: ReduceLROnPlateau) -> Tensor:
-        """The metric that a schedule of the evaluator waits for."""
-        known = self.trainer.callback_metrics
-        name = self._monitors.get(scheduler)
-        if name not in known:
-            raise InputError(
-                f"the evaluator's ReduceLROnPlateau waits for {name!r}, which nothing has logged; give its 'monitor' "
-                f"as one of: {', '.join(known)}"
-            )
-        return known[name]
 
 
 def loss_of(result) -> Tensor:
@@ -243,6 +257,35 @@ def _each_half(owner, hook: Callable) -> Callable:
         return hook(batch, *args)
 
     return on_halves
+
+
+def check_optimizers(optimizers: list[Optimizer]) -> None:
+    """Raise InputError unless the evaluator's optimizers are one, and one that steps by given gradients."""
+    if len(optimizers) != 1:
+        raise InputError(
+            f"a search takes one optimizer for the weights, but the evaluator's configure_optimizers gives "
+            f"{len(optimizers)}; give one, with a group of parameters for each part that is to learn otherwise"
+        )
+    if isinstance(optimizers[0], LBFGS):
+        raise InputError(
+            "the evaluator's optimizer is LBFGS, which computes the loss several times a step, but a search computes "
+            "it once; give one such as SGD or Adam"
+        )
+
+
+def _optimizers(configuration) -> Iterator[Optimizer]:
+    """The optimizers in what ``configure_optimizers`` returned."""
+    if isinstance(configuration, Optimizer):
+        yield configuration
+    elif isinstance(configuration, list | tuple):
+        for part in configuration:
+            yield from _optimizers(part)
+    elif isinstance(configuration, dict):
+        yield from _optimizers(configuration.get("optimizer"))
+
+
+def _nothing() -> None:
+    """Does nothing."""
 
 
 def _take_monitors(configuration) -> Iterator[tuple[ReduceLROnPlateau, str]]:

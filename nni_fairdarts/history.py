@@ -18,6 +18,9 @@ def epoch_line(record: dict, epochs: int | None) -> str:
         parts.append(f"gap {record['discretization_gap']:.4f}")
     if record.get("expected_cost") is not None:
         parts.append(f"expected_cost {record['expected_cost']:,.0f}")
+    skipped = {"α": record.get("skipped_alpha_steps"), "weights": record.get("skipped_weight_steps")}
+    if any(skipped.values()):
+        parts.append("skipped steps " + " ".join(f"{name} {count}" for name, count in skipped.items() if count))
     if record.get("gates_total"):
         parts.append(f"decided {record['decided_gates']:.1%}")
         parts.append(f"open {record['open_gates']}/{record['gates_total']}")
@@ -31,9 +34,17 @@ def epoch_line(record: dict, epochs: int | None) -> str:
 def append_epoch(path: Path, record: dict) -> None:
     """Add an epoch to a history file; what a stopped run had written of this epoch or later is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = [r for r in read_history(path) if r["epoch"] < record["epoch"]] if path.exists() else []
-    lines = [json.dumps(r) for r in (*earlier, record)]
-    write_text(path, "\n".join(lines) + "\n")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    while lines and not _is_before(lines[-1], record["epoch"]):
+        lines.pop()
+    write_text(path, "\n".join([*lines, json.dumps(record)]) + "\n")
+
+
+def _is_before(line: str, epoch: int) -> bool:
+    try:
+        return json.loads(line)["epoch"] < epoch
+    except json.JSONDecodeError:  # cut short by a crash
+        return False
 
 
 def read_history(path: Path) -> list[dict]:

@@ -13,9 +13,18 @@ from nni_fairdarts.checkpoints import KEY
 from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.errors import SaveError
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
+from nni_fairdarts.scaling import SKIPPED, ScaledSteps
 from nni_fairdarts.watch import LossWatch
 
-LOGGED = ("train_loss", "arch_loss", "zero_one_loss", "decided_gates", "open_gates", "discretization_gap")
+LOGGED = (
+    "train_loss",
+    "arch_loss",
+    "zero_one_loss",
+    "decided_gates",
+    "open_gates",
+    "discretization_gap",
+    *SKIPPED.values(),
+)
 """Entries of an epoch's record that go to Lightning's loggers, beside every gate; the evaluator logs its own."""
 
 
@@ -23,7 +32,7 @@ BEGUN = "fairdarts_epoch"
 """Under this key a checkpoint has what was noted of the epoch that it was saved in."""
 
 
-class RecordsEpochs(AmongProcesses):
+class RecordsEpochs(AmongProcesses, ScaledSteps):
     """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
 
     ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
@@ -96,6 +105,7 @@ class RecordsEpochs(AmongProcesses):
 
     def on_train_epoch_end(self):
         self._watch.look(wait=True)
+        self.check_scale()
         result = super().on_train_epoch_end()
         record = self.epoch_record()
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
@@ -173,7 +183,7 @@ class RecordsEpochs(AmongProcesses):
     def epoch_record(self) -> dict:
         """What the epoch that ends was like: losses, the validation's metrics, gates and what they decide now."""
         seconds = time.perf_counter() - self._epoch_began
-        measured = {} if self.measure is None else self.measure(self)
+        measured = self.measure(self) if self.measure is not None and self._validated else {}
         metrics = {
             name: float(value)
             for name, value in self.trainer.callback_metrics.items()
@@ -182,6 +192,7 @@ class RecordsEpochs(AmongProcesses):
         return {
             "epoch": self.trainer.current_epoch,
             **self.loss_record(),
+            **self.skip_record(self._sums),
             **metrics,
             **measured,
             "learning_rate": self._learning_rate,

@@ -4,6 +4,7 @@ import math
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS
+from pytorch_lightning import callbacks
 from torch import Tensor, nn
 
 from nni_fairdarts.distributed import check_strategy
@@ -38,18 +39,47 @@ def check_one_loader(who: str, name: str, loaders) -> None:
         )
 
 
-def check_trainer(trainer) -> None:
-    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow."""
+BY_HAND = "a search takes its steps itself"
+TWO = "a search learns α and weights by two optimizers; leave it out, and give it to the evaluator that trains the "
+NOT_IN_A_SEARCH = {
+    "GradientAccumulationScheduler": f"{BY_HAND}, one for every batch; make the loaders' batches larger",
+    "StochasticWeightAveraging": f"{TWO}derived network",
+    "WeightAveraging": f"{TWO}derived network, for what is derived here would be of averaged α that no record shows",
+    "LearningRateFinder": f"{BY_HAND}; find the learning rate by training a single network of the space",
+    "BatchSizeFinder": "a search has two loaders; find the size by training a single network of the space",
+}
+"""Callbacks of Lightning's that do not go with a search, and why. By name: older versions lack some."""
+
+
+def check_trainer(trainer, bound: str, no_bound: str) -> None:
+    """Raise InputError for settings of a trainer that a search, which takes its steps itself, could not follow.
+
+    ``bound``: the search's own setting for the bound on gradients, with {} for the number; ``no_bound``: for none.
+    """
     check_strategy(trainer)
     if trainer.gradient_clip_val is not None:
+        given = trainer.gradient_clip_val
         raise InputError(
-            f"the evaluator's trainer has gradient_clip_val={trainer.gradient_clip_val}, but a search takes its steps "
-            f"itself; leave it out there and use FairDARTS(gradient_clip_val={trainer.gradient_clip_val})"
+            f"the evaluator's trainer has gradient_clip_val={given}, but {BY_HAND}; leave it out there and use "
+            f"{bound.format(given) if given else no_bound}"
         )
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
-            f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but a search "
-            "takes a step for every batch; leave it out and make the loaders' batches larger"
+            f"the evaluator's trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, but {BY_HAND}, "
+            "one for every batch; leave it out and make the loaders' batches larger"
+        )
+    for callback in trainer.callbacks:
+        for name, why in NOT_IN_A_SEARCH.items():
+            if isinstance(callback, getattr(callbacks, name, ())):
+                raise InputError(f"the evaluator's trainer has the callback {type(callback).__name__}, but {why}")
+
+
+def check_module(module) -> None:
+    """Raise InputError for an evaluator's module that takes its steps itself."""
+    if not module.automatic_optimization:
+        raise InputError(
+            f"the evaluator's {type(module).__name__} has automatic_optimization=False, but {BY_HAND}, α's and "
+            "the weights' in turn; return the loss from training_step and leave the steps to it"
         )
 
 

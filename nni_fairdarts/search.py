@@ -201,7 +201,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def _alpha_step(self, batch, batch_idx: int) -> None:
         with frozen(self._weights):
-            optimizer = self._arch_optimizer()
+            optimizer = self.architecture_optimizers()
             optimizer.zero_grad()
             with self._graphed():
                 result = self.training_module.training_step(batch, 2 * batch_idx)
@@ -216,13 +216,13 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
                 result = self.training_module.training_step(batch, 2 * batch_idx + 1)
             loss = loss_of(result)
             self.note_loss("train_loss", loss, batch_idx)
-            self.advance_optimization(loss, batch_idx, self._clip_val())
+            self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
         return result
 
     def _joint_step(self, batch, batch_idx: int, warm: bool):
         if not warm:
             return self._weight_step(batch, batch_idx)
-        optimizer = self._arch_optimizer()
+        optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
         with self._graphed():
             result = self.training_module.training_step(batch, batch_idx)
@@ -230,23 +230,10 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         total = self.arch_loss(loss)
         self.note_loss("train_loss", loss, batch_idx)
         self.note_loss("arch_loss", total, batch_idx)
-        self.advance_optimization(total, batch_idx, self._clip_val())
+        with self.scale_kept():  # the gradients of both are of one backward pass
+            self.advance_optimization(total, batch_idx, self.gradient_clip_val)
         optimizer.step()
         return result
-
-    def _arch_optimizer(self):
-        """The optimizer of α. Its steps are not counted: ``max_steps`` and ``global_step`` are the weights' steps."""
-        optimizer = self.architecture_optimizers()
-        # Lightning hangs its count on every optimizer before each batch.
-        optimizer._on_before_step = optimizer._on_after_step = _nothing
-        return optimizer
-
-    def _clip_val(self) -> float | None:
-        """The bound on gradients as they are when clipped: float16's scaler unscales them in the step, behind it."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None or self.gradient_clip_val is None:
-            return self.gradient_clip_val
-        return self.gradient_clip_val * scaler.get_scale()
 
     def arch_loss(self, loss: Tensor) -> Tensor:
         """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss."""
@@ -295,7 +282,3 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         return ((choice.alpha, choice.rounded()) for choice in self._choices.values())
-
-
-def _nothing() -> None:
-    """Does nothing."""

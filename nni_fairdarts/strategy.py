@@ -25,6 +25,7 @@ from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
     channels_last,
     check_images,
+    check_module,
     check_number,
     check_one_loader,
     check_trainer,
@@ -304,7 +305,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
 
     def mutate_evaluator(self, evaluator):
         if isinstance(evaluator, Lightning):
-            check_trainer(evaluator.trainer)
+            check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
+            check_module(evaluator.module)
             theirs = checkpoints_of(evaluator.trainer)
             if theirs is None:
                 self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)

@@ -10,6 +10,7 @@ from torch.optim import lr_scheduler
 
 from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.scaling import unscaled
 from nni_fairdarts.watch import LossWatch
 
 
@@ -87,8 +88,8 @@ class ImageTraining(AmongProcesses, SupervisedLearningModule):
     def on_before_backward(self, loss):
         # Not in training_step, which in a search runs for α too; a search watches itself and says whose loss it was.
         if self.trainer.lightning_module is self:
-            batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
-            self._watch.see("train_loss", mean(loss.detach()), self.trainer, batch_idx)
+            loss = mean(unscaled(loss.detach(), self.trainer))
+            self._watch.see("train_loss", loss, self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)
 
     def on_fit_start(self):
         self._watch = LossWatch(together=processes() > 1)  # what an earlier training has found is its own

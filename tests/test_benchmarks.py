@@ -149,6 +149,16 @@ def test_what_the_installed_package_lacks_is_not_available():
         loops.BareLoop(Variant("graph", {}, graph=True), Size.parse(TINY), "cpu")
 
 
+def test_a_deterministic_variant_is_so_while_it_steps():
+    loop = loops.BareLoop(Variant("deterministic", {}, deterministic=True), Size.parse(TINY), "cpu")
+    seen = []
+    loop.supernet.register_forward_pre_hook(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    for _ in range(2):
+        loop.step()
+    assert seen == [True] * 4
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_sizes_and_variants_are_checked():
     assert sizes_of(["16x8x16", "width", "16x8x16x3"])[0] == Size(16, 8, 16)
     assert len(sizes_of(["width", "8x8x16"])) == len(sizes_of(["width"]))
@@ -162,7 +172,7 @@ def test_sizes_and_variants_are_checked():
         with pytest.raises(ValueError, match=message):
             Size.parse(text)
     assert variants_of(["plain"], "cpu") == ["nni", "plain"]
-    assert not {"fused-graph", "fused-compile"} & set(variants_of(None, "cpu"))
+    assert not {"fused-graph", "fused-compile", "fused-deterministic"} & set(variants_of(None, "cpu"))
     assert variants_of(None, "cuda") == list(VARIANTS)
     with pytest.raises(ValueError, match="unknown variant 'fusd'; known: nni, plain"):
         variants_of(["fusd"], "cpu")

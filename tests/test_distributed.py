@@ -292,5 +292,5 @@ def test_the_command_line_starts_the_others_which_write_and_print_nothing(tmp_pa
     result, (record,) = json.loads((folder / "result.json").read_text()), read_history(folder / "history.jsonl")
     assert result["supernet_accuracy"] == record["val_acc"]
     assert record["val_acc"] * 155 == pytest.approx(round(record["val_acc"] * 155), abs=1e-4)  # of the whole half
-    for written in ("nni/*", "tensorboard/events*", "checkpoints/last.ckpt", "genotype.json"):
+    for written in ("nni/*", "tensorboard/events*", "checkpoints/epoch*.ckpt", "genotype.json"):
         assert len(list(folder.glob(written))) == 1, written

@@ -27,6 +27,7 @@ LAYERS = {
     "users": 1,
     "watch": 1,
     "yaml_files": 1,
+    "scaling": 1,
     "graphs": 1,
     "checkpoints": 2,
     "genotype": 2,

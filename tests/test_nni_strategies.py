@@ -283,14 +283,11 @@ def test_a_penalty_is_fairdarts_own():
         changed(RunConfig(), {"search.strategy": "darts", "search.penalty": {"profiler": "flops", "baseline": 1.0}})
 
 
-@pytest.mark.parametrize(
-    ("name", "space"),
-    [("gumbel_darts", S2_SPACE), ("random", {}), ("random", S2_SPACE), ("proxyless", S2_SPACE)],
-)
-def test_the_same_seed_gives_the_same_search(name, space, tmp_path):
+def test_the_same_seed_draws_the_same_cells(tmp_path):
+    """Of the random strategy; what else a seed governs: ``test_determinism.py``."""
     results = []
     for run in ("a", "b"):
-        experiment.search(tiny(tmp_path, **{"search.strategy": name, "name": run, **space}))
+        experiment.search(tiny(tmp_path, **{"search.strategy": "random", "name": run}))
         records = read_history(tmp_path / run / "history.jsonl")
         results.append([{k: v for k, v in record.items() if k != "seconds"} for record in records])
         results.append(json.loads((tmp_path / run / "sample.json").read_text()))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -185,22 +186,21 @@ def test_the_last_two_are_kept_and_carry_what_they_are_of(whole):
     assert {"python", "numpy", "torch", "cuda"} == carried["random"][0].keys()
 
 
-def damaged(content: bytes, how: str) -> bytes:
-    middle = len(content) // 2
-    return {
-        "truncated": content[:middle],
-        "emptied": b"",
-        "one bit flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-    }[how]
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        content[content.index(archive.read(largest)) + 1] ^= 1  # of a weight, not of the zeros between two
+    path.write_bytes({"truncated": content[: len(content) // 2], "emptied": b"", "one bit flipped": content}[how])
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "one bit flipped"])
 def test_a_damaged_checkpoint_is_passed_over(run, how):
     latest, before = saved(run / "checkpoints")
-    latest.write_bytes(damaged(latest.read_bytes(), how))
+    damage(latest, how)
     with pytest.warns(RuntimeWarning, match=f"cannot read the checkpoint {latest}: .*; the one before it is taken"):
         assert newest(run / "checkpoints") == before
-    before.write_bytes(damaged(before.read_bytes(), how))
+    damage(before, how)
     nothing = f"cannot read the checkpoint {latest}: .*, and no other in its folder is whole"
     with pytest.raises(InputError, match=nothing):
         newest(run / "checkpoints")

@@ -84,6 +84,18 @@ def seldom(stage, config):
     return made
 
 
+def never(stage, config):
+    made = evaluator(stage, config)
+    made.trainer.limit_val_batches = 0
+    return made
+
+
+def short(stage, config):
+    made = evaluator(stage, config)
+    made.trainer.fit_loop.epoch_loop.max_steps = 1
+    return made
+
+
 def nothing(stage, config):
     return None
 
@@ -177,11 +189,17 @@ def test_it_can_be_retrained_again(theirs, tmp_path, capsys):
         ({"evaluator": "theirs:nothing"}, "theirs:nothing must return NNI's Lightning evaluator"),
         ({"metric": "score"}, "run.metric must be a name that begins with val_, as logged in validation, got 'score'"),
         ({"evaluator": "theirs:seldom"}, "its trainer has check_val_every_n_epoch=2; leave it at 1"),
+        ({"evaluator": "theirs:never"}, "limit_val_batches=0; let it validate, for a run is judged by 'val_score'"),
         ({"metric": "val_acc"}, "metric is 'val_acc', which the evaluator's validation_step does not log; it logs: "),
+        (
+            {"metric": "val_acc", "search": {"gap_batches": 0}},
+            "metric is 'val_acc', which the evaluator does not log; it logs: val_score",
+        ),
+        ({"evaluator": "theirs:short"}, "no validation has logged 'val_score': the search ended within its first ep"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(changes, text, theirs, tmp_path, capsys):
     assert main(["run", "--config", theirs(**changes)]) == 2
     assert text in capsys.readouterr().err
-    if changes.get("metric") != "val_acc":  # that is known once it is logged
+    if changes.get("metric") != "val_acc" and changes.get("evaluator") != "theirs:short":  # known in the search
         assert not (tmp_path / "runs").exists()

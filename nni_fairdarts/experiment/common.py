@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import MixedPrecision
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts.arguments import as_fields
@@ -48,8 +49,12 @@ def load_images(config: RunConfig) -> datasets.ImageData:
 
 
 def prepare(config: RunConfig) -> None:
-    """Set the seed of everything random, and the threads."""
+    """Set the seed of everything random, the threads, and whether CUDA devices are to be deterministic."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    if config.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts, with the first product
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
         if config.devices > 1:
@@ -64,6 +69,13 @@ def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
 def device_of(config: RunConfig) -> str:
     """Where the configured trainer puts the network, as far as the loaders care: "cuda" or "cpu"."""
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def precision_of(config: RunConfig) -> dict:
+    """The trainer's argument for the search's precision. On a CPU Lightning itself takes bfloat16 for "16-mixed"."""
+    if config.search.precision == "16-mixed":
+        return {"plugins": [MixedPrecision("16-mixed", device_of(config))]}
+    return {"precision": config.search.precision}
 
 
 def training_of(images: datasets.ImageData, settings: SearchConfig | RetrainConfig, **more) -> ImageTraining:

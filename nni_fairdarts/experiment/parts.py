@@ -85,6 +85,11 @@ def users_evaluator(config: RunConfig, stage: str) -> Lightning:
             f"{config.evaluator}: its trainer has check_val_every_n_epoch="
             f"{evaluator.trainer.check_val_every_n_epoch}; leave it at 1, for every epoch is recorded with its metric"
         )
+    if evaluator.trainer.limit_val_batches == 0:
+        raise InputError(
+            f"{config.evaluator}: its trainer has limit_val_batches=0; let it validate, for a run is judged by "
+            f"{config.metric!r}"
+        )
     if evaluator.datamodule is None and (evaluator.train_dataloaders is None or evaluator.val_dataloaders is None):
         raise InputError(f"{config.evaluator} must give train_dataloaders and val_dataloaders for the stage {stage!r}")
     return evaluator

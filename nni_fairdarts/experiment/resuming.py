@@ -12,7 +12,7 @@ from nni_fairdarts.history import read_history
 HARMLESS = ("data.root", "data.download", "checkpoint_steps")
 """Fields that may change on the way and change no number."""
 
-ROUNDING = ("threads", "device", "devices", "data.workers")
+ROUNDING = ("threads", "device", "devices", "deterministic", "data.workers")
 """Fields that may change, and numbers with them: in their last digits, or as other random numbers would."""
 
 OTHERS = {"search": "retrain.", "retrain": "search."}

@@ -27,6 +27,7 @@ from nni_fairdarts.experiment.common import (
     training_of,
     versions,
 )
+from nni_fairdarts.experiment.environment import record_environment
 from nni_fairdarts.experiment.parts import make_space, multiply_adds_of_step, users_evaluator
 from nni_fairdarts.experiment.resuming import carried, check_changes, last_checkpoint
 from nni_fairdarts.freezing import freeze
@@ -122,6 +123,7 @@ def _retrain(
     earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
     if launched_rank() == 0:
         _write_architecture(folder, architecture)
+        record_environment(folder, config)
         run_folder.write_config(folder, config)  # last: what has a configuration can be gone on with
     evaluator = _evaluator(config, images, loaders_or_evaluator, folder, logs)
     with noticing_losses():

@@ -26,15 +26,18 @@ from nni_fairdarts.experiment.common import (
     device_of,
     load_images,
     logger_in,
+    precision_of,
     prepare,
     trainer_of,
     training_of,
     versions,
 )
+from nni_fairdarts.experiment.environment import record_environment
 from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
 from nni_fairdarts.experiment.resuming import carried, check_changes, forget_beginning, last_checkpoint, set_aside
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.history import read_history
 from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
@@ -178,7 +181,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
     weights_loader, alpha_loader, validation_loader = parts.loaders
     evaluator = Lightning(
         training_of(parts.images, config.search),
-        trainer_of(config, folder, config.search.epochs, logs, precision=config.search.precision),
+        trainer_of(config, folder, config.search.epochs, logs, **precision_of(config)),
         train_dataloaders=weights_loader,
         val_dataloaders=alpha_loader,
         fit_kwargs=resumed,
@@ -188,6 +191,8 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
 
 def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, listener, logs) -> dict:
     prepare(config)
+    if launched_rank() == 0:
+        record_environment(folder, config)
     settings, began = config.search, time.perf_counter()
     earlier = 0.0 if checkpoint is None else carried(checkpoint)["seconds"]
     history = folder / "history.jsonl"
@@ -196,7 +201,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     strategy = build(settings, config.metric, _penalty(settings.penalty, space, parts.images))
     strategy.validation_dataloaders = validation
     strategy.history = history
-    strategy.listener = listener
+    strategy.listener = _judged(config.metric, listener)
     if settings.gap_batches:
         strategy.measure = DiscretizationGap(evaluator, settings.gap_batches, config.metric, validation)
     first = launched_rank() == 0
@@ -218,7 +223,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     result = {
         "folder": str(folder),
         "strategy": settings.strategy,
-        "supernet_accuracy": last[config.metric],
+        "supernet_accuracy": _newest(history, config.metric),
         **{key: last[key] for key in ("decided_gates", "open_gates", "discretization_gap") if key in last},
         "skip_connections": skip_connections(parts.space, sample),
         "nni_sample": sample,
@@ -237,6 +242,30 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     run_folder.write_json(folder / "result.json", result)
     wait_for_all()
     return result
+
+
+def _judged(metric: str, listener: Listener | None) -> Listener:
+    """``listener``, but raises InputError for a validation that has not logged ``metric``."""
+
+    def hear(record: dict) -> None:
+        logged = [name for name in record if name.startswith("val_")]
+        if logged and metric not in logged:
+            raise InputError(f"metric is {metric!r}, which the evaluator does not log; it logs: {', '.join(logged)}")
+        if listener is not None:
+            listener(record)
+
+    return hear
+
+
+def _newest(history: Path, metric: str) -> float:
+    """The metric of the last validation. Raises InputError where there was none."""
+    values = [record[metric] for record in read_history(history) if metric in record]
+    if not values:
+        raise InputError(
+            f"no validation has logged {metric!r}: the search ended within its first epoch, or its validation logs "
+            "nothing; let one run at each epoch's end (max_steps, max_time, limit_val_batches)"
+        )
+    return values[-1]
 
 
 def _style(config: RunConfig) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
+from nni.nas.strategy import GumbelDARTS, RandomOneShot
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import ForwardedHooks, search_data, wrap_transfers
 from nni_fairdarts.randomness import SeededLoaders
 from nni_fairdarts.recording import RecordsEpochs
+from nni_fairdarts.requirements import check_module, check_trainer
+from nni_fairdarts.scaling import unscaled
 from nni_fairdarts.supernet.gated import DECIDED
 
 
@@ -43,7 +46,7 @@ class RecordsNNI(RecordsEpochs, ForwardedHooks):
 
     def on_before_backward(self, loss: Tensor):
         name = self._due.pop(0)  # NNI goes backwards from α's loss first
-        self.note_loss(name, loss, self.trainer.fit_loop.epoch_loop.batch_idx)
+        self.note_loss(name, unscaled(loss, self.trainer), self.trainer.fit_loop.epoch_loop.batch_idx)
         self._batches += name == "train_loss"
         return super().on_before_backward(loss)
 
@@ -54,6 +57,7 @@ class RecordsNNI(RecordsEpochs, ForwardedHooks):
         return self.training_module.validation_step(*args, **kwargs)
 
     def on_train_epoch_end(self):
+        self.advance_plateaus()
         result = super().on_train_epoch_end()
         self.log_probs(self.shares())  # NNI logs them at some steps, which Lightning's loggers may pass over
         return result
@@ -178,6 +182,14 @@ class Watched:
 
     def mutate_evaluator(self, evaluator):
         self._checkpoints = checkpoints_of(evaluator.trainer)
+        check_module(evaluator.module)
+        if not isinstance(self, RandomOneShot):  # Lightning takes its steps
+            check_trainer(evaluator.trainer, "search.gradient_clip_val={}", "search.gradient_clip_val=0")
+        if isinstance(self, GumbelDARTS) and evaluator.trainer.max_epochs in (None, -1):
+            raise InputError(
+                "NNI's GumbelDARTS lowers its temperature up to the last epoch, but the evaluator's trainer has "
+                f"max_epochs={evaluator.trainer.max_epochs}; give it a number of epochs"
+            )
         with search_data(evaluator):
             return super().mutate_evaluator(evaluator)
 
