@@ -20,6 +20,7 @@ from nni_fairdarts.stopping import Stopped, requested
 KEY = "nni_fairdarts"
 """Under this key a checkpoint has what this package needs beside Lightning's."""
 
+_PARTS = {"random", "seed", "epoch", "batches", "seconds", "metrics"}  # of what is there
 KEPT = 2
 _NAME = re.compile(r"epoch(\d+)-step(\d+)\.ckpt")
 
@@ -237,6 +238,9 @@ def read(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
             raise ValueError("it is no checkpoint of a training")
+        own = content.get(KEY)
+        if not (isinstance(own, dict) and own.keys() >= _PARTS and isinstance(own.get("config", {}), dict)):
+            raise ValueError(f"it lacks what this package saves, {', '.join(sorted(_PARTS))}")
     except Exception as error:  # zipfile and torch raise many kinds for a broken file
         reason = str(error).split("\n")[0]
         if "Weights only load failed" in str(error):

@@ -15,6 +15,7 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import CELLS, Genotype
 
 STEMS = ("cifar", "imagenet")
+SHRINKING = ("avg_pool_2x2", "max_pool_2x2")  # NNI's, without padding: at stride 1 a map loses a row and a column
 
 
 class DerivedCell(nn.Module):
@@ -209,6 +210,12 @@ def _check_buildable(genotype: Genotype, width: int, num_cells: int, dataset: st
                 f"the {kind} cell of this genotype keeps no operation that its inputs reach; derive it at a lower "
                 "threshold, or give the cell an edge from node 0 or 1"
             )
+        for edge in getattr(genotype, kind):
+            if edge.operation in SHRINKING and (kind == "normal" or edge.source > 1):
+                raise InputError(
+                    f"the {kind} cell has {edge.operation} from node {edge.source} to {edge.node}, where maps keep "
+                    "their size: it would make them smaller; put another operation in its place"
+                )
 
 
 # -- from NNI ------------------------------------------------------------------------------------------------------

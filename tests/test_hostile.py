@@ -247,7 +247,7 @@ CONFIGURATIONS = {
     "two documents": configured("seed: 1\n---\nseed: 2", "bad.yaml is not YAML", "single document", "mend it"),
     "a name given twice": configured("seed: 1\nseed: 3", "'seed' is given 2 times (line 1, column 1); mend it"),
     "a name given twice inside": configured("search: {epochs: 1, epochs: 3}", "'epochs' is given 2 times", "mend it"),
-    "5000 brackets": configured("search: " + "[" * 5000 + "]" * 5000, "bad.yaml is not YAML", "inside each other"),
+    "1500 brackets": configured("search: " + "[" * 1500 + "]" * 1500, "bad.yaml is not YAML", "inside each other"),
     "a value that holds itself": configured("space: &a {arguments: *a}", "a value holds itself (line 1, column 8)"),
     "a billion laughs": configured(laughs("ha"), "bad.yaml is not YAML", "aliases", "more than 100,000 values"),
     "code": configured(
@@ -256,6 +256,8 @@ CONFIGURATIONS = {
     "a folder for a configuration": Case(
         f"{SEARCH} --config bad.yaml", ["cannot read bad.yaml: Is a directory", NAMES], {"bad.yaml": None}
     ),
+    "a file that cannot be read": Case(f"{SEARCH} --config /proc/self/mem", ["cannot read /proc/self/mem", NAMES]),
+    "runs where nothing can be made": Case(f"{SEARCH} --runs /proc", ["cannot make the folder /proc/search", "--runs"]),
     "a link to nowhere": Case(
         f"{SEARCH} --config bad.yaml", ["cannot read bad.yaml: No such file", NAMES], {"bad.yaml": link("gone")}
     ),
@@ -330,6 +332,9 @@ GENOTYPES = {
     "an edge from itself": retrained(genotype(reduce=[["skip_connect", 2, 2]]), "reduce[0]", "below node", "source 2"),
     "a node of 10^9": retrained(genotype(normal=[["skip_connect", 10**9, 0]]), "node must be at most 1000, got 10"),
     "a node that is no number": retrained(genotype(normal=[["skip_connect", True, 0]]), "normal[0]", "got node True"),
+    "a pooling that shrinks": retrained(
+        genotype(normal=[["max_pool_2x2", 2, 1]]), "normal cell has max_pool_2x2 from node 1 to 2", "put another"
+    ),
     "thousands of edges": retrained(
         genotype(normal=[["skip_connect", 2, 0]] * 5000), "normal must have at most 1000 edges, got 5000"
     ),
@@ -421,9 +426,10 @@ GATES = {
 }  # fmt: skip
 
 CHECKPOINT = "run/checkpoints/epoch000-step00000003.ckpt"
+WHOLE = {"state_dict": {}, "loops": {}, "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
 
 
-def resumed(content, *says: str, file: str = CHECKPOINT, **files) -> Case:
+def resumed(content, *says: str, file: str = CHECKPOINT) -> Case:
     return Case("search --resume run", list(says), {file: content})
 
 
@@ -432,10 +438,15 @@ CHECKPOINTS = {
     "a file": Case("search --resume mine.py", ["there is no run folder mine.py", "runs/NAME"]),
     "no run": Case("search --resume images", ["images is no run folder", "config.yaml"], {"images": None}),
     "an empty checkpoint": resumed("", CHECKPOINT, "damaged", "search again"),
+    "a folder for a checkpoint": resumed(None, CHECKPOINT, "Is a directory", "search again"),
+    "a link to itself": resumed(link("epoch000-step00000003.ckpt"), CHECKPOINT, "Too many levels", "search again"),
     "a text": resumed("weights", CHECKPOINT, "damaged", "search again"),
     "half a checkpoint": resumed(archive({"a": torch.zeros(999)})[:2000], CHECKPOINT, "damaged", "search again"),
     "a bit of a checkpoint": resumed(flipped(archive({"a": torch.zeros(999)})), CHECKPOINT, "damaged"),
     "another program's": resumed(archive({"model": torch.zeros(3)}), CHECKPOINT, "search again"),
+    "another program's, much like ours": resumed(archive(WHOLE), CHECKPOINT, "search again"),
+    "of ours, with parts missing": resumed(archive({**WHOLE, "nni_fairdarts": {}}), CHECKPOINT, "search again"),
+    "of ours, with other parts": resumed(archive({**WHOLE, "nni_fairdarts": 3}), CHECKPOINT, "search again"),
     "another program's list": resumed(archive([1, 2]), CHECKPOINT, "search again"),
     "one with code": resumed(archive({"state_dict": Code()}), CHECKPOINT, "search again"),
     "one of old with code": resumed(pickle.dumps({"state_dict": Code()}, 2), CHECKPOINT, "search again"),
@@ -661,12 +672,12 @@ def test_refused(name, here, monkeypatch, capfd):
 
 def test_through_a_process_of_its_own(here):
     """As a user runs it: the same line, and nothing of what libraries print while they are loaded."""
-    before = state(here)
     for name in ("checkpoint: one with code", "variable: threads in words"):
         case = TABLE[name]
         put(here, case.files)
-        before |= state(here)
-        done = command(sys.executable, "-m", "nni_fairdarts", *shlex.split(case.command), environment=case.environment)
+        before = state(here)
+        environment = {"TMPDIR": "/dev/null/gone", **case.environment}
+        done = command(sys.executable, "-m", "nni_fairdarts", *shlex.split(case.command), environment=environment)
         check(done.returncode, done.stderr, case.says)
         assert state(here) == before
 
@@ -729,6 +740,7 @@ def test_an_image_that_is_broken_in_the_middle_of_a_search(workers, here, capfd)
     check(2, capfd.readouterr().err, ["cannot read the image", "train/dog/05.png", "replace it or remove it"])
 
 
+@pytest.mark.filterwarnings("ignore:.*keeps nothing that is connected:RuntimeWarning")
 def test_a_search_goes_on_when_the_image_is_mended(here):
     put(here, classes())
     flags = {"name": "folder", "root": "images", "image_size": 8, "flip": False, "crop_padding": 0}
@@ -816,6 +828,24 @@ def test_a_trials_own_files_that_are_damaged(name, content, here, monkeypatch, c
     before = state(here)
     check(main(["trial", "--config", "tiny.yaml"]), capfd.readouterr().err, [f"output/{name}"])
     assert state(here) == before
+
+
+PROFILES = ("null", "[]", '{"experimentName": [1]}', "[" * 100_000)
+FINALS = [
+    '{"default": NaN}', "null", '{"default": {"a": 1}}', "1e999", b"\xff", "[" * 100_000,
+    {"strategy": [1], "seed": {}, "default": "x", "genotype": 7, "hyperparameters": 3},
+    {"strategy": "a", "default": 10**400, "seconds": -1, "parameters": [], "hyperparameters": "[1]"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("profile", "final"), [*((p, "1") for p in PROFILES), *(("{}", final) for final in FINALS)])
+def test_results_of_trials_that_reported_nonsense(profile, final, here, capfd):
+    """It is shown, or left out: one trial's nonsense does not hide the others."""
+    content = json.dumps(final) if isinstance(final, dict) else final
+    put(here, {"abc/db/nni.sqlite": database(profile, ("0", content))})
+    assert main(["results", "./abc"]) == 0, capfd.readouterr().err
+    assert "1 succeeded" in capfd.readouterr().out
+    assert len(json.loads((here / "abc/results.json").read_text())["trials"]) == 1
 
 
 # -- what is said, and how --------------------------------------------------------------------------------------------

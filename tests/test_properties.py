@@ -143,7 +143,8 @@ valid = {
     "label_smoothing": st.floats(0, 0.9), "learning_rate_decay": st.floats(0.01, 1), "evaluator": st.just("a:b"),
     "metric": words.map("val_{}".format), "runs": words.filter(lambda word: word.isprintable()), "root": words,
     "name": words.filter(lambda word: word.strip(".") and not {"/", "\\"} & set(word)),
-    "arguments": st.just({}), "operations": st.one_of(st.none(), st.lists(st.sampled_from(OPERATIONS), min_size=1)),
+    "arguments": st.just({}), "cuda_graphs": st.just(False),
+    "operations": st.one_of(st.none(), st.lists(st.sampled_from(OPERATIONS), min_size=1)),
 }  # fmt: skip
 kinds = {bool: st.booleans(), int: st.integers(1, 10**9), float: st.floats(1e-300, 1e300)}
 

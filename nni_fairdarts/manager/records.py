@@ -248,9 +248,10 @@ def _number(id) -> int | None:
 
 def _json(text):
     """What a JSON text says, or the text itself where it is none. (``nni.load`` could run code and drops ``//``.)"""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     try:
         return json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return text
 
 
