@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from nni_fairdarts.launched import launched_rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 60
-"""Seconds for which a loader's worker stays after SIGTERM: the step ends before, and the training with it."""
 
 
 class Stopped(BaseException):
@@ -44,9 +42,8 @@ class _Request:
 
     def _take(self, signum: int, frame) -> None:
         if os.getpid() != self._process:  # a loader's worker, forked with the handlers of its parent, which decides
-            if signum == signal.SIGTERM:  # Slurm and systemd send it to all: the step wants its batches
-                signal.signal(signum, signal.SIG_DFL)
-                signal.alarm(GRACE)
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
             return
         if self.signal is None:
             self.signal = signum
