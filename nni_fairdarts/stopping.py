@@ -16,10 +16,13 @@ class Stopped(BaseException):
     """A training was asked to stop, and did so behind a step, with a checkpoint saved.
 
     No Exception: nothing failed, and nothing on the way out should take it for a failure. ``signal``: its number.
+    ``checkpoint``: empty where the signal went to the loaders' workers too, as Slurm and systemd send SIGTERM: there
+    are no batches then to finish the step with.
     """
 
-    def __init__(self, signum: int, checkpoint: str):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; saved in {checkpoint}")
+    def __init__(self, signum: int, checkpoint: str = ""):
+        saved = f"saved in {checkpoint}" if checkpoint else "nothing new is saved: the workers that load were ended too"
+        super().__init__(f"stopped; {saved}")
         self.signal = signum
         self.checkpoint = checkpoint
 
@@ -70,6 +73,10 @@ def stoppable() -> Iterator[None]:
     request.install()
     try:
         yield
+    except RuntimeError as error:
+        if request.signal is None or "DataLoader worker" not in str(error):
+            raise
+        raise Stopped(request.signal) from error
     finally:
         request.remove()
         _current = None
