@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain_once(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
     except Stopped as stop:
         how = _how_to_go_on(command, values, config)
-        return _complain_once(f"stopped; saved in {stop.checkpoint}{how}", 128 + stop.signal)
+        return _complain_once(f"{stop}{how}", 128 + stop.signal)
     except BrokenPipeError:  # of "… | head": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a disk that is full, a folder that is gone

@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from nni_fairdarts.launched import launched_rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 60
-"""Seconds for which a loader's worker stays after SIGTERM: the step ends before, and the training with it."""
 
 
 class Stopped(BaseException):
     """A training was asked to stop, and did so behind a step, with a checkpoint saved.
 
     No Exception: nothing failed, and nothing on the way out should take it for a failure. ``signal``: its number.
+    ``checkpoint``: empty where the signal went to the loaders' workers too, as Slurm and systemd send SIGTERM: there
+    are no batches then to finish the step with.
     """
 
-    def __init__(self, signum: int, checkpoint: str):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; saved in {checkpoint}")
+    def __init__(self, signum: int, checkpoint: str = ""):
+        saved = f"saved in {checkpoint}" if checkpoint else "nothing new is saved: the workers that load were ended too"
+        super().__init__(f"stopped; {saved}")
         self.signal = signum
         self.checkpoint = checkpoint
 
@@ -44,9 +45,8 @@ class _Request:
 
     def _take(self, signum: int, frame) -> None:
         if os.getpid() != self._process:  # a loader's worker, forked with the handlers of its parent, which decides
-            if signum == signal.SIGTERM:  # Slurm and systemd send it to all: the step wants its batches
-                signal.signal(signum, signal.SIG_DFL)
-                signal.alarm(GRACE)
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
             return
         if self.signal is None:
             self.signal = signum
@@ -73,6 +73,10 @@ def stoppable() -> Iterator[None]:
     request.install()
     try:
         yield
+    except RuntimeError as error:
+        if request.signal is None or "DataLoader worker" not in str(error):
+            raise
+        raise Stopped(request.signal) from error
     finally:
         request.remove()
         _current = None

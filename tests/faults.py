@@ -256,7 +256,7 @@ def damage_to_all(search: Search, random: Random) -> str:
     killed_with_two_checkpoints(search)
     for path in search.checkpoints():
         random.choice(DAMAGES[:-1])(path, random)
-    says = refused(search, lambda: search.start(), ".ckpt", codes=(1, 2))
+    says = refused(search, lambda: search.start(), "checkpoint in", codes=(1, 2))
     shutil.rmtree(search.run)
     search.go_on()
     return says
