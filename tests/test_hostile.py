@@ -457,7 +457,7 @@ CHECKPOINTS = {
         {CHECKPOINT: archive({**WHOLE, "nni_fairdarts": PARTS}), "run/history.jsonl": "{\n" + epoch(1)},
     ),
     "history, but no checkpoint": recorded(
-        epoch() + epoch(1), "history.jsonl has finished epochs", "no checkpoint", "derive", command="search --resume run"
+        epoch() + epoch(1), "history.jsonl has finished epochs", "no checkpoint", "deriv", command="search --resume run"
     ),
     "a configuration with code": resumed(
         f"!!python/object/apply:os.system ['touch {MARK}']", "run/config.yaml is not YAML", file="run/config.yaml"
