@@ -247,7 +247,7 @@ CONFIGURATIONS = {
     "two documents": configured("seed: 1\n---\nseed: 2", "bad.yaml is not YAML", "single document", "mend it"),
     "a name given twice": configured("seed: 1\nseed: 3", "'seed' is given 2 times (line 1, column 1); mend it"),
     "a name given twice inside": configured("search: {epochs: 1, epochs: 3}", "'epochs' is given 2 times", "mend it"),
-    "1500 brackets": configured("search: " + "[" * 1500 + "]" * 1500, "bad.yaml is not YAML", "inside each other"),
+    "600 brackets": configured("search: " + "[" * 600 + "]" * 600, "bad.yaml is not YAML", "inside each other"),
     "a value that holds itself": configured("space: &a {arguments: *a}", "a value holds itself (line 1, column 8)"),
     "a billion laughs": configured(laughs("ha"), "bad.yaml is not YAML", "aliases", "more than 100,000 values"),
     "code": configured(
@@ -427,6 +427,7 @@ GATES = {
 
 CHECKPOINT = "run/checkpoints/epoch000-step00000003.ckpt"
 WHOLE = {"state_dict": {}, "loops": {}, "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
+PARTS = {"random": [], "seed": 0, "epoch": 1, "batches": 0, "seconds": 1.0, "metrics": {}}
 
 
 def resumed(content, *says: str, file: str = CHECKPOINT) -> Case:
@@ -450,11 +451,19 @@ CHECKPOINTS = {
     "another program's list": resumed(archive([1, 2]), CHECKPOINT, "search again"),
     "one with code": resumed(archive({"state_dict": Code()}), CHECKPOINT, "search again"),
     "one of old with code": resumed(pickle.dumps({"state_dict": Code()}, 2), CHECKPOINT, "search again"),
+    "a broken line of history": recorded("{\n" + epoch(1), "line 1 of the history", command="search --resume run"),
+    "a checkpoint beside a broken history": Case(
+        "search --resume run", ["line 1 of the history run/history.jsonl", "damaged", "take the file from a copy"],
+        {CHECKPOINT: archive({**WHOLE, "nni_fairdarts": PARTS}), "run/history.jsonl": "{\n" + epoch(1)},
+    ),
+    "history, but no checkpoint": recorded(
+        epoch() + epoch(1), "history.jsonl has finished epochs", "no checkpoint", "deriv", command="search --resume run"
+    ),
     "a configuration with code": resumed(
         f"!!python/object/apply:os.system ['touch {MARK}']", "run/config.yaml is not YAML", file="run/config.yaml"
     ),
     "a configuration that is a folder": resumed(None, "run is no run folder", file="run/config.yaml"),
-}
+}  # fmt: skip
 
 DATA = {
     "no folder": Case(FOLDER, ["cannot read the image folder", "images", "train/CLASS/*.png"]),

@@ -92,6 +92,8 @@ def resume(
             if finished:
                 raise InputError(f"{folder / 'checkpoints'} has no checkpoint to go on from; search under a new --name")
             forget_beginning(folder)
+        elif (folder / "history.jsonl").exists():
+            read_history(folder / "history.jsonl")  # one that is damaged is told of now, not behind an epoch
         if finished:
             set_aside(folder, begun.search.epochs)
         run_folder.write_config(folder, config)
