@@ -256,7 +256,7 @@ def damage_to_all(search: Search, random: Random) -> str:
     killed_with_two_checkpoints(search)
     for path in search.checkpoints():
         random.choice(DAMAGES[:-1])(path, random)
-    says = refused(search, lambda: search.start(), "checkpoint in", codes=(1, 2))
+    says = refused(search, lambda: search.start(), "checkpoint", codes=(1, 2))
     shutil.rmtree(search.run)
     search.go_on()
     return says
@@ -363,9 +363,11 @@ def changed_flag(search: Search, random: Random) -> str:
 
 
 def second_process(search: Search, random: Random) -> str:
-    """Somebody goes on with a search that is running."""
+    """Somebody goes on with a search that is running; it is held meanwhile, or it could be at its end."""
     life = started(search, 1)
-    says = refused(search, lambda: search.start(), "runs/run", still=False)
+    life.signal(signal.SIGSTOP)
+    says = refused(search, lambda: search.start(), "another process")
+    life.signal(signal.SIGCONT)
     if code := life.end():
         raise Lost(f"the first process ended with {code}: {life.last_words()}")
     return says
@@ -409,8 +411,8 @@ def killed_with_two_checkpoints(search: Search) -> Path:
     return search.checkpoints()[-1]
 
 
-def refused(search: Search, begin: Callable[[], Life], word: str, codes: tuple = (2,), still: bool = True) -> str:
-    """That a command ends with one line that names ``word``, and (``still``) leaves the run's folder as it is."""
+def refused(search: Search, begin: Callable[[], Life], word: str, codes: tuple = (2,)) -> str:
+    """That a command ends with one line that names ``word``, and leaves the run's folder as it is."""
     before = _stamps(search)
     life = begin()
     code = life.end()
@@ -418,7 +420,7 @@ def refused(search: Search, begin: Callable[[], Life], word: str, codes: tuple =
         raise Lost(f"exit code {code} in place of a refusal ({' or '.join(map(str, codes))}): {life.last_words()}")
     if word not in life.last_words() or "error:" not in life.last_words():
         raise Lost(f"refused, but {word!r} is not named: {life.last_words()}")
-    if still and _stamps(search) != before:
+    if _stamps(search) != before:
         raise Lost("refused, but the run's folder was changed")
     return life.last_words()
 
