@@ -10,10 +10,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        # Of one that a loader's worker process met, torch hands on the traceback for a message.
-        super().__init__(
-            message.rpartition(f"\n{__name__}.InputError: ")[2] if message.startswith("Caught ") else message
-        )
+        if message.startswith("Caught InputError in "):  # of a loader's worker: torch puts its traceback before it
+            self.__notes__ = [message]  # Python shows it below this one's traceback, from 3.11 on
+            message = message.rpartition(f"\n{__name__}.InputError: ")[2]
+        super().__init__(message)
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -23,9 +23,12 @@ def unexpected(error: Exception) -> int:
     if _out_of_memory(error):
         message = f"not enough memory: {error}; make batch_size, width, num_cells or image_size smaller"
         return complain(message, 1, error)
+    said = f"{type(error).__name__}: {error}"
+    if "\nOriginal Traceback " in said:  # torch's words about a loader's worker process, the error itself last
+        said = said.rstrip().rpartition("\n")[2]
     place = traceback.extract_tb(error.__traceback__)[-1]
     return complain(
-        f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno}). This is a bug in nni-fairdarts, "
+        f"{said} ({place.filename}, line {place.lineno}). This is a bug in nni-fairdarts, "
         f"or in code of yours that it ran; {_kept(error)}",
         1,
         error,
