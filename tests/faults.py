@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -87,15 +88,14 @@ def kill_again_and_again(report: "Report", make: Callable[[], Search], kills: in
 
     Some searches save within their epochs, too.
     """
-    done = 0
+    done, hows = 0, cycle(KILLS)  # also where one is not reached: a retraining has no history
     while done < kills:
         search, places = make(), []
         reference, seconds = report.references[search.name]
         failure = None
         try:
             while len(places) < at_a_time and done + len(places) < kills and not search.finished():
-                how = KILLS[(done + len(places)) % len(KILLS)]
-                if (where := kill_somewhere(search, how, random, seconds)) is None:
+                if (where := kill_somewhere(search, next(hows), random, seconds)) is None:
                     break
                 places.append(where)
             if not search.finished():
