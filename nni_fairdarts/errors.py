@@ -36,7 +36,7 @@ class SaveError(OSError):
 
 
 class LostProcess(RuntimeError):
-    """Another of the processes that train together has ended, so this one cannot go on."""
+    """A process has ended that this one cannot go on without: another that trains, or a worker that loads data."""
 
 
 class ManagerError(RuntimeError):

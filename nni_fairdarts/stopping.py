@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nni_fairdarts.errors import LostProcess
 from nni_fairdarts.launched import launched_rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -64,7 +65,10 @@ _current: _Request | None = None
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM wait for a training to save; inside another, or another thread, it changes nothing."""
+    """Inside, Ctrl-C and SIGTERM wait for a training to save; inside another, or another thread, it changes nothing.
+
+    Raises Stopped, and LostProcess where a worker that loads data was ended by something else.
+    """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -74,9 +78,12 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if request.signal is None or "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
-        raise Stopped(request.signal) from error
+        if request.signal is not None:
+            raise Stopped(request.signal) from error
+        reason = str(error).split(". ")[0]
+        raise LostProcess(f"{reason}; where memory was short, use fewer data.workers") from error
     finally:
         request.remove()
         _current = None
