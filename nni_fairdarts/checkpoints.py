@@ -1,5 +1,6 @@
 """Checkpoints that a training goes on from exactly: written whole, the last two kept, damaged ones passed over."""
 
+import math
 import os
 import re
 import time
@@ -9,9 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loops.loop import _Loop
 
 from nni_fairdarts.errors import InputError, SaveError
 from nni_fairdarts.randomness import Place, random_state, set_random_state
@@ -62,6 +65,8 @@ class Checkpoints(Checkpoint):
         # Lightning's hyper-parameters are for load_from_checkpoint; classes among them would make the file unreadable.
         for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
             checkpoint.pop(name, None)
+        for name in ("optimizer_states", "lr_schedulers", "callbacks"):
+            checkpoint[name] = _plain(checkpoint.get(name, []))
         within = trainer.fit_loop.epoch_loop.batch_progress.current.ready if self._within_epoch else 0
         checkpoint[KEY] = {
             **self.carried,
@@ -69,6 +74,9 @@ class Checkpoints(Checkpoint):
             "seed": self.place.seed,
             "epoch": trainer.current_epoch + (not within),
             "batches": within,
+            "batches_per_epoch": trainer.num_training_batches,
+            "stopping": trainer.should_stop,
+            "plateaus_wait": pl_module.automatic_optimization and not within,
             "seconds": self.seconds + time.perf_counter() - self._running_since,
             "metrics": numbers(trainer),
         }
@@ -81,22 +89,40 @@ class Checkpoints(Checkpoint):
         self.place.seed, self.place.epoch, self.place.batches = (
             self._resumed[name] for name in ("seed", "epoch", "batches")
         )
+        trainer.should_stop = self._resumed["stopping"]  # EarlyStopping's word, of which Lightning keeps nothing
+
+    def on_train_start(self, trainer, pl_module):
+        if self._resumed is None:
+            return
+        if (earlier := self._resumed["batches_per_epoch"]) != trainer.num_training_batches:
+            raise InputError(
+                f"the checkpoint is of a training with {earlier} batches an epoch, but the loaders give "
+                f"{trainer.num_training_batches}; set data and batch size back to go on with it, or begin anew"
+            )
+        if self._resumed["batches"]:
+            pl_module.on_train_epoch_start()  # Lightning leaves it out where it goes on within an epoch
+        elif trainer.max_steps != -1:
+            _behind_the_epoch(trainer.fit_loop)
+        if self._resumed["plateaus_wait"]:
+            self._step_plateaus(trainer, pl_module)
+        self._bring_back(trainer)
+
+    def _step_plateaus(self, trainer, pl_module) -> None:
+        """Step the schedules that wait for a metric: Lightning does so behind the checkpoint of the epoch's end."""
+        for config in trainer.lr_scheduler_configs:
+            due = config.interval == "epoch" and self._resumed["epoch"] % config.frequency == 0
+            if config.reduce_on_plateau and due and config.monitor in self._resumed["metrics"]:
+                pl_module.lr_scheduler_step(config.scheduler, self._resumed["metrics"][config.monitor])
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.place.epoch = trainer.current_epoch
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self._resumed is not None:
-            if self._resumed["batches"]:
-                pl_module.on_train_epoch_start()  # Lightning leaves it out where it goes on within an epoch
-            self._bring_back(trainer)
 
     def on_fit_end(self, trainer, pl_module):
         self._bring_back(trainer)  # where nothing was left to be trained
         self.seconds += time.perf_counter() - self._running_since
 
     def _bring_back(self, trainer) -> None:
-        """The random states, as late as can be: building loaders and optimizers may have drawn."""
+        """The random states, behind all that is built anew, loaders and optimizers, and may have drawn."""
         if self._resumed is None:
             return
         states, self._resumed = self._resumed["random"], None
@@ -123,6 +149,8 @@ class Checkpoints(Checkpoint):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if self.folder is None or progress.is_last_batch or progress.current.ready == trainer.num_training_batches:
             return  # behind the last batch the epoch's own checkpoint is next
+        if progress.current.ready % trainer.accumulate_grad_batches or _validates(trainer, progress.current.ready):
+            return  # a checkpoint has no gradients, and not that a validation is due
         signum = _agreed(trainer, requested())
         if signum or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._within_epoch = True
@@ -149,6 +177,7 @@ class Checkpoints(Checkpoint):
                 self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
+                self._prove(temporary)
                 _settle(temporary, path)
                 for old in saved(self.folder)[KEPT:]:
                     old.unlink()
@@ -157,6 +186,48 @@ class Checkpoints(Checkpoint):
                 temporary.unlink()
             raise SaveError.of(path, error, self.last_model_path) from error
         self.last_model_path = str(path)
+
+    def _prove(self, path: Path) -> None:
+        """Raise InputError where the first checkpoint of a training could not be read again."""
+        if not self.last_model_path:
+            try:
+                read(path)
+            except InputError as error:
+                path.unlink()
+                raise InputError(
+                    f"this training cannot be saved, for its checkpoint could not be read again: {error}. Keep to "
+                    "numbers, strings, tensors, lists and dicts in what on_save_checkpoint, callbacks, optimizers and "
+                    "schedules keep"
+                ) from error
+
+
+def _plain(value):
+    """``value`` with Python's numbers in the place of numpy's, which are not read as plain data."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _behind_the_epoch(loop) -> None:
+    """Let Lightning's loop go on behind the epoch that it has ended.
+
+    With ``max_steps`` it would take up the end of that epoch again, without its start (Lightning 2.6, _FitLoop).
+    """
+    for part in (loop, loop.epoch_loop):
+        _Loop.restarting.fset(part, False)
+        part.reset_restart_stage()
+    for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+        progress.completed = progress.processed
+
+
+def _validates(trainer: pl.Trainer, batches: int) -> bool:
+    """Whether a validation within the epoch is due behind so many batches."""
+    every = trainer.val_check_batch
+    return every not in (None, math.inf) and batches % every == 0
 
 
 def _settle(temporary: Path, path: Path) -> None:

@@ -50,10 +50,13 @@ def going_on(folder: Path) -> str | None:
     """The command that goes on with what was stopped in ``folder``; None where nothing was."""
     if not unfinished(folder):
         return None
-    # A retraining has its architecture from the beginning, and no history.
+    return f"nni-fairdarts {'retrain' if is_retraining(folder) else 'search'} --resume {folder}"
+
+
+def is_retraining(folder: Path) -> bool:
+    """Whether ``folder`` holds a retraining: it has its architecture from the beginning, and no history."""
     derived = (folder / "genotype.json").exists() or (folder / "sample.json").exists()
-    retraining = derived and not (folder / "history.jsonl").exists()
-    return f"nni-fairdarts {'retrain' if retraining else 'search'} --resume {folder}"
+    return derived and not (folder / "history.jsonl").exists()
 
 
 @contextmanager

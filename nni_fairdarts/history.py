@@ -73,6 +73,20 @@ def read_history(path: Path) -> list[dict]:
     return records
 
 
+def forget_beginning(path: Path, checkpoints: Path) -> None:
+    """Remove the history of a search that was stopped before its first checkpoint. Raises InputError for a longer one.
+
+    ``checkpoints``: the folder that holds none, for the message.
+    """
+    if path.is_file():
+        if len(read_history(path)) > 1:
+            raise InputError(
+                f"{path} has finished epochs, but {checkpoints} no checkpoint to go on from; derive from them "
+                f"(nni-fairdarts derive {path.parent}), or search again under a new --name"
+            )
+        path.unlink()
+
+
 def check_new(path: Path, resumed: bool) -> None:
     """Raise InputError, before training, where ``path`` is there already (if not resumed) or cannot be written."""
     if path.exists() and not resumed:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,11 +42,15 @@ def _set_host_state(state: tuple) -> None:
 
 @dataclass
 class Place:
-    """Where a training is in its data: the seed of all its epochs, the epoch, and batches of it to pass over."""
+    """Where a training is in its data: the seed of all its epochs, the epoch, and batches of it to pass over.
+
+    ``generators``: the seeds that the user gave to generators of loaders and samplers, in their order.
+    """
 
     seed: int | None = None
     epoch: int = 0
     batches: int = 0
+    generators: list[int] = field(default_factory=list)
 
 
 class SeededLoaders(CombinedLoader):
@@ -54,20 +58,24 @@ class SeededLoaders(CombinedLoader):
 
     What a network draws meanwhile leaves them alone, and the other way round, so an epoch's batches can be gone through
     again up to any of them: the next iteration begins at ``place``. iterables: a loader or a dict of loaders, the
-    shorter ones begin again until the longest is done. With ``persistent_workers`` worker processes go on drawing where
-    they were, which nothing can bring back; leave that off.
+    shorter ones begin again until the longest is done; or a CombinedLoader of Lightning's. What nothing can bring back:
+    workers with ``persistent_workers``, which go on drawing where they were, and generators inside of a data set.
     """
 
     def __init__(self, iterables, place: Place):
-        super().__init__(iterables, "max_size_cycle")
+        combined = isinstance(iterables, CombinedLoader)
+        super().__init__(*(iterables.iterables, iterables._mode) if combined else (iterables, "max_size_cycle"))
         self.place = place
 
     def __iter__(self):
         place = self.place
         if place.seed is None:
             place.seed = int(torch.randint(2**62, ()))
-        for generator in filter(None, (getattr(owner, "generator", None) for owner in self._owners())):
-            generator.manual_seed(_words(place, generator.initial_seed())[0])
+        generators = [owner.generator for owner in self._owners() if getattr(owner, "generator", None) is not None]
+        if len(place.generators) != len(generators):
+            place.generators = [generator.initial_seed() for generator in generators]
+        for generator, seed in zip(generators, place.generators, strict=True):
+            generator.manual_seed(_words(place, seed)[0])
         with self._drawing(_seeded(place)):
             super().__iter__()
             for _ in range(place.batches):
@@ -82,8 +90,8 @@ class SeededLoaders(CombinedLoader):
     def _owners(self) -> Iterator:
         """What may have a generator of the user's: loaders and their samplers."""
         for loader in self.flattened:
-            yield loader
-            yield getattr(loader, "sampler", None)
+            batches = getattr(loader, "batch_sampler", None)
+            yield from (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
 
     @contextmanager
     def _drawing(self, state: tuple) -> Iterator[None]:

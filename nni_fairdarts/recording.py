@@ -81,7 +81,7 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
         self._validated = False
         self._epoch_began = time.perf_counter() - begun["seconds"]
         # Noted now: at the end of the epoch the schedulers have gone on to the next one's.
-        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._learning_rate = begun.get("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return super().on_train_epoch_start()
 
     def on_validation_start(self):
@@ -91,7 +91,12 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
     def on_save_checkpoint(self, checkpoint):
         self._watch.look(wait=True)
         seconds = time.perf_counter() - self._epoch_began
-        checkpoint[BEGUN] = {"sums": self._sums, "batches": self._batches, "seconds": seconds}
+        checkpoint[BEGUN] = {
+            "sums": self._sums,
+            "batches": self._batches,
+            "seconds": seconds,
+            "learning_rate": float(self._learning_rate),
+        }
         return super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint):

@@ -1,8 +1,9 @@
 """The bilevel step of a search, its validation and its history."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         penalty: ResourcePenalty | None = None,
         cuda_graphs: bool = False,
         checkpoints: Checkpoints | None = None,
+        more_settings: Mapping = MappingProxyType({}),
     ):
         super().__init__(
             training_module,
@@ -87,6 +89,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
         self.checkpoints = checkpoints
+        self.more_settings = more_settings
 
     # -- parameters -------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
         more = ("gradient_clip_val", "warmup_epochs")
-        return {**{name: getattr(self, name) for name in names + more}, "zero_one_loss": self.zero_one_name}
+        own = {name: getattr(self, name) for name in names + more}
+        return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint[FUSED_KEY] = is_fused(self)
@@ -146,7 +150,9 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def on_load_checkpoint(self, checkpoint):
         was, now = checkpoint.get(SETTINGS_KEY, {}), self.settings()
-        if differing := [f"{name} ({was[name]!r}, now {now[name]!r})" for name in now if was.get(name) != now[name]]:
+        if differing := [
+            f"{name} ({was.get(name)!r}, now {now[name]!r})" for name in now if was.get(name) != now[name]
+        ]:
             raise InputError(
                 f"the checkpoint is of a search with other settings: {', '.join(differing)}; set them back to go on "
                 "with it, or begin anew"

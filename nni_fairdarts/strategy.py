@@ -19,7 +19,7 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
 from nni_fairdarts.guests import search_data
-from nni_fairdarts.history import beside_logs
+from nni_fairdarts.history import beside_logs, forget_beginning
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
@@ -301,6 +301,12 @@ class FairDARTS(nni.nas.strategy.DARTS):
             penalty=self.penalty,
             cuda_graphs=self.cuda_graphs,
             checkpoints=self._own_checkpoints,
+            more_settings={
+                "discretization": self.discretization.rule,
+                "candidate_norm": self.candidate_norm,
+                "alpha_init": self.alpha_init,
+                "penalty": None if self.penalty is None else self.penalty.settings(),
+            },
         )
 
     def mutate_evaluator(self, evaluator):
@@ -359,6 +365,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 self.oneshot_module.history = Path(state_dict["history"])
             if (checkpoint := newest(folder)) is not None:
                 state_dict = {**state_dict, "ckpt_path": str(checkpoint)}
+            elif self.oneshot_module.history is not None:
+                forget_beginning(self.oneshot_module.history, folder)
         super().load_state_dict(state_dict)
 
     # -- result -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from nni_fairdarts.errors import InputError
 from nni_fairdarts.network import check_image_size
 from nni_fairdarts.randomness import Place
 from nni_fairdarts.training import ImageTraining
+from nni_fairdarts.users import imported
 
 
 def versions() -> dict[str, str]:
@@ -50,6 +51,9 @@ def load_images(config: RunConfig) -> datasets.ImageData:
 
 def prepare(config: RunConfig) -> None:
     """Set the seed of everything random, the threads, and whether CUDA devices are to be deterministic."""
+    for name, what in ((config.evaluator, "evaluator"), (config.space.name, "model space")):
+        if name is not None and ":" in name:
+            imported(name, what)  # first: what a module draws when it is imported is drawn once
     pl.seed_everything(config.seed, workers=True, verbose=False)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts

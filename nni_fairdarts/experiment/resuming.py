@@ -7,7 +7,6 @@ from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.checkpoints import KEY, newest, read
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.history import read_history
 
 HARMLESS = ("data.root", "data.download", "checkpoint_steps")
 """Fields that may change on the way and change no number."""
@@ -65,23 +64,11 @@ def carried(checkpoint: Path) -> dict:
     return read(checkpoint).get(KEY, {})
 
 
-def forget_beginning(folder: Path) -> None:
-    """Remove what a search left that was stopped before its first checkpoint. Raises InputError where that is more."""
-    history = folder / "history.jsonl"
-    if history.is_file():
-        if len(read_history(history)) > 1:
-            raise InputError(
-                f"{history} has finished epochs, but {folder / 'checkpoints'} no checkpoint to go on from; derive from "
-                f"them (nni-fairdarts derive {folder}), or search again under a new --name"
-            )
-        history.unlink()
-
-
 def set_aside(folder: Path, epochs: int) -> None:
-    """Move what a finished search of ``epochs`` came to into a folder of its own: it is gone on with."""
+    """Move what a finished search of ``epochs`` came to, its retraining too, into a folder of its own."""
     aside = folder / f"after-{epochs}-epochs"
     aside.mkdir(exist_ok=True)
     # The result last: without it the search counts as unfinished, and what was moved would be missed.
-    for name in ("genotype.json", "sample.json", "normal_weight.npy", "reduce_weight.npy", "result.json"):
-        if (folder / name).is_file():
+    for name in ("retrain", "genotype.json", "sample.json", "normal_weight.npy", "reduce_weight.npy", "result.json"):
+        if (folder / name).exists():
             (folder / name).rename(aside / name)

@@ -1,6 +1,5 @@
 """The retraining of a derived network from scratch, through NNI's evaluator."""
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,6 +158,13 @@ def _retrain(
     return result
 
 
+def _is_done(trainer, content: dict) -> bool:
+    """Whether nothing is left to be trained behind a checkpoint."""
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    last = 0 <= epochs <= content[KEY]["epoch"] or 0 <= trainer.max_steps <= content["global_step"]
+    return last or content[KEY]["stopping"]
+
+
 def _write_architecture(folder: Path, architecture: Genotype | Mapping) -> None:
     if isinstance(architecture, Genotype):
         architecture.save(folder / "genotype.json")
@@ -170,7 +176,7 @@ def _train(evaluator: Lightning, network: nn.Module, checkpoint: Path | None) ->
     """Train from the beginning or from a checkpoint; the number of epochs and the last one's metrics."""
     if checkpoint is not None:
         content = read(checkpoint)
-        if content[KEY]["epoch"] >= (evaluator.trainer.max_epochs or math.inf):  # nothing is left to be trained
+        if _is_done(evaluator.trainer, content):
             evaluator.module.set_model(network)
             evaluator.module.load_state_dict(content["state_dict"])
             return content[KEY]["epoch"], content[KEY]["metrics"]

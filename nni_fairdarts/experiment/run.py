@@ -8,7 +8,7 @@ from nni_fairdarts.config import RunConfig
 from nni_fairdarts.experiment.resuming import check_changes
 from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, resume_retraining, retrain
 from nni_fairdarts.experiment.searching import Listener, resume, search
-from nni_fairdarts.folder import read_json, run_of, unfinished
+from nni_fairdarts.folder import read_json, run_of, unfinished, write_config
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.stopping import stoppable
@@ -37,23 +37,23 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
     """
     if not (config.folder / "config.yaml").is_file():
         return run(config, listener, logs)
-    begun, retraining = as_fields(run_of(config.folder)), config.folder / "retrain"
-    check_changes("search", begun, config, config.folder)
+    begun, retraining = run_of(config.folder), config.folder / "retrain"
+    check_changes("search", as_fields(begun), config, config.folder)
     with stoppable():
-        if unfinished(config.folder) and config.search.strategy == "enas":  # see resume
-            shutil.rmtree(config.folder)
-            searched = search(config, listener, _part(logs, "search"))
-        elif unfinished(config.folder):
+        if unfinished(config.folder) or config.search.epochs > begun.search.epochs:
             searched = resume(config.folder, config, listener, _part(logs, "search"))
         else:
             searched = read_json(config.folder / "result.json", *SEARCHED)
-        if (retraining / "result.json").is_file():
-            return searched, read_json(retraining / "result.json", *RETRAINED)
-        if (retraining / "config.yaml").is_file():
+            if launched_rank() == 0:
+                write_config(config.folder, config)
+        if not (retraining / "config.yaml").is_file():
+            if launched_rank() == 0:
+                shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
+            return searched, _retrained(config, logs)
+        if unfinished(retraining) or config.retrain.epochs > run_of(retraining).retrain.epochs:
             return searched, resume_retraining(retraining, config, _part(logs, "retrain"))
-        if launched_rank() == 0:
-            shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
-        return searched, _retrained(config, logs)
+        check_changes("retrain", as_fields(run_of(retraining)), config, retraining)
+        return searched, read_json(retraining / "result.json", *RETRAINED)
 
 
 def _retrained(config: RunConfig, logs: Path | None) -> dict:

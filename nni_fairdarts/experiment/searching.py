@@ -34,10 +34,10 @@ from nni_fairdarts.experiment.common import (
 )
 from nni_fairdarts.experiment.environment import record_environment
 from nni_fairdarts.experiment.parts import check_strategy, make_space, skip_connections, users_evaluator
-from nni_fairdarts.experiment.resuming import carried, check_changes, forget_beginning, last_checkpoint, set_aside
+from nni_fairdarts.experiment.resuming import carried, check_changes, last_checkpoint, set_aside
 from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.genotype import Genotype
-from nni_fairdarts.history import read_history
+from nni_fairdarts.history import forget_beginning, read_history
 from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
@@ -70,6 +70,8 @@ def resume(
     a search that is finished. Raises InputError for any other change, naming it, and where nothing can be gone on with.
     """
     begun = run_folder.run_of(folder)
+    if run_folder.is_retraining(folder):
+        raise InputError(f"{folder} is of a retraining; go on with it: nni-fairdarts retrain --resume {folder}")
     config = begun if config is None else config
     check_changes("search", as_fields(begun), config, folder)
     finished = (folder / "result.json").exists()
@@ -91,7 +93,7 @@ def resume(
         if checkpoint is None:
             if finished:
                 raise InputError(f"{folder / 'checkpoints'} has no checkpoint to go on from; search under a new --name")
-            forget_beginning(folder)
+            forget_beginning(folder / "history.jsonl", folder / "checkpoints")
         elif (folder / "history.jsonl").exists():
             read_history(folder / "history.jsonl")  # one that is damaged is told of now, not behind an epoch
         if finished:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 from nni.runtime.trial_command_channel import get_default_trial_command_channel, set_default_trial_command_channel
@@ -13,7 +14,7 @@ from nni_fairdarts.config import RunConfig
 from nni_fairdarts.edges import shortened
 from nni_fairdarts.errors import InputError, NonFiniteLoss
 from nni_fairdarts.experiment.run import go_on
-from nni_fairdarts.folder import read_json, write_json
+from nni_fairdarts.folder import read_json, unfinished, write_json
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.parameters import applied, flat
 
@@ -159,6 +160,9 @@ def trial(config: RunConfig) -> dict:
     config = applied(changed(config, {"runs": str(output), "name": "run"}), parameters)
     write_json(output / "trial.json", _begun(config, reports, parameters))
     _show_tensorboard(output)
+
+    if config.search.strategy == "enas" and unfinished(config.folder):
+        shutil.rmtree(config.folder)  # it cannot be gone on with, see resume
 
     def report(record: dict) -> None:
         reports.epoch(record["epoch"], epoch_metrics(record, config.metric))

@@ -59,6 +59,10 @@ class ResourcePenalty:
     nonlinear: str = "linear"
     aggregate: str = "add"
 
+    def settings(self) -> dict:
+        """What it is made of but its profiler, as plain values."""
+        return {name: getattr(self, name) for name in ("baseline", "scale", "nonlinear", "aggregate")}
+
     def __post_init__(self):
         _check_profiler(self.profiler)
         _check_number("baseline", self.baseline, "more than 0", "the cost you aim at", lambda v: v > 0)
