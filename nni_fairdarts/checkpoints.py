@@ -18,12 +18,12 @@ from pytorch_lightning.loops.loop import _Loop
 
 from nni_fairdarts.errors import InputError, SaveError
 from nni_fairdarts.randomness import Place, random_state, set_random_state
-from nni_fairdarts.stopping import Stopped, requested
+from nni_fairdarts.stopping import Stopped, requested, take_over
 
 KEY = "nni_fairdarts"
 """Under this key a checkpoint has what this package needs beside Lightning's."""
 
-_PARTS = {"random", "seed", "epoch", "batches", "seconds", "metrics"}  # of what is there
+_PARTS = {"random", "seed", "epoch", "batches", "batches_per_epoch", "stopping", "plateaus_wait", "seconds", "metrics"}
 KEPT = 2
 _NAME = re.compile(r"epoch(\d+)-step(\d+)\.ckpt")
 
@@ -89,9 +89,12 @@ class Checkpoints(Checkpoint):
         self.place.seed, self.place.epoch, self.place.batches = (
             self._resumed[name] for name in ("seed", "epoch", "batches")
         )
+        # Lightning cannot know that ``SeededLoaders`` pass over the batches that there were.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         trainer.should_stop = self._resumed["stopping"]  # EarlyStopping's word, of which Lightning keeps nothing
 
     def on_train_start(self, trainer, pl_module):
+        take_over()
         if self._resumed is None:
             return
         if (earlier := self._resumed["batches_per_epoch"]) != trainer.num_training_batches:

@@ -203,6 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
         return unexpected(error)
     if error := nonsense():
         return complain(error)
+    if launched_rank() >= (processes := 1 if config is None else config.devices):
+        return complain(
+            f"LOCAL_RANK must be under {processes}, the number of processes of this command, got {launched_rank()}; "
+            "unset it, or give --devices"
+        )
     sys.path.insert(0, os.getcwd())  # for module:function in the user's own folder
     if launched_rank() != 0:
         _be_one_of_several()
@@ -315,6 +320,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module=r"nni\.")  # not nni_fairdarts
     if launched_rank() == 0:
         warnings.showwarning = _show_warning
+    else:
+        warnings.simplefilter("ignore")
     import nni  # noqa: F401 (it sets its logger up when imported)
 
     logging.getLogger("nni").setLevel(logging.CRITICAL)  # its errors say that there was one; the command says which

@@ -220,6 +220,10 @@ def retrain_loaders(
     for a batch larger than the training set.
     """
     _check_loading(batch_size, workers, len(data.train), "the training set", devices)
+    if len(data.test) < devices:
+        raise InputError(
+            f"the test set has {len(data.test)} images, too few for {devices} processes; use fewer devices"
+        )
     # The auxiliary head has a batch norm over 1x1 maps, which cannot train on a last batch of one image.
     lone = batch_size > 1 and len(data.train) // devices % batch_size == 1
     loader = partial(_loader, data, batch_size, workers, device)

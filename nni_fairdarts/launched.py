@@ -12,7 +12,8 @@ def launched_rank() -> int:
     Lightning's launcher starts the others with the same command line and LOCAL_RANK in the environment; so does
     torchrun, for all of them.
     """
-    return int(os.environ.get("LOCAL_RANK", 0))
+    rank = os.environ.get("LOCAL_RANK", "0")
+    return int(rank) if rank.isdecimal() else 0  # what is no number is refused by ``variables.nonsense``
 
 
 def end_with_parent(every: float = 1.0, grace: float = 5.0) -> None:

@@ -70,7 +70,10 @@ class SeededLoaders(CombinedLoader):
     def __iter__(self):
         place = self.place
         if place.seed is None:
-            place.seed = int(torch.randint(2**62, ()))
+            place.seed = _the_first_ones(int(torch.randint(2**62, ())))
+        for owner in self._owners():
+            if hasattr(owner, "set_epoch"):  # before it is iterated; Lightning is too late where it goes on
+                owner.set_epoch(place.epoch)
         generators = [owner.generator for owner in self._owners() if getattr(owner, "generator", None) is not None]
         if len(place.generators) != len(generators):
             place.generators = [generator.initial_seed() for generator in generators]
@@ -103,6 +106,14 @@ class SeededLoaders(CombinedLoader):
         finally:
             self._state = _host_state()
             _set_host_state(outside)
+
+
+def _the_first_ones(value):
+    """What the first process of a group has in the place of this one's ``value``; all of them must be here."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def _seeded(place: Place) -> tuple:

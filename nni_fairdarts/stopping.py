@@ -37,8 +37,8 @@ class _Request:
         self._earlier: dict = {}
 
     def install(self) -> None:
-        for signum in SIGNALS:
-            self._earlier[signum] = signal.signal(signum, self._take)
+        self._earlier = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.take_over()
 
     def remove(self) -> None:
         for signum, earlier in self._earlier.items():
@@ -58,6 +58,10 @@ class _Request:
         if signum == signal.SIGINT:
             raise SystemExit(128 + signum)  # NNI would swallow a KeyboardInterrupt, and take the search for done
         os.kill(os.getpid(), signum)
+
+    def take_over(self) -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, self._take)
 
 
 _current: _Request | None = None
@@ -87,6 +91,16 @@ def stoppable() -> Iterator[None]:
     finally:
         request.remove()
         _current = None
+
+
+def take_over() -> None:
+    """Take signals again that Lightning has come to take first.
+
+    Its handler of SIGTERM talks to the other processes of a group from wherever this one is interrupted, and waits for
+    ever where they talk of something else.
+    """
+    if _current is not None:
+        _current.take_over()
 
 
 def requested() -> int | None:

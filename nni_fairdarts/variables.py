@@ -14,6 +14,9 @@ def nonsense() -> str | None:
         value = os.environ.get(name, "")
         if value and not re.fullmatch(r" *0*[1-9]\d{0,4}( *, *[1-9]\d*)* *", value):
             return f"{name} must be a number of threads, at least 1, got {value!r}; set it, or unset it"
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if not rank.isdecimal():
+        return f"LOCAL_RANK must be the number of a process among several, got {rank!r}; unset it"
     value = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if value not in HIDDEN and not re.fullmatch(f"{DEVICE}( *, *{DEVICE})*", value):
         return (

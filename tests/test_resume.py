@@ -1,5 +1,6 @@
 """Going on: whatever was interrupted ends, bit for bit, as if nothing had happened."""
 
+import copy
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.nas.experiment import NasExperiment
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
 
 from nni_fairdarts import FairDARTS, InputError, experiment
 from nni_fairdarts.arguments import changed
@@ -24,6 +27,7 @@ from nni_fairdarts.cli import main
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.folder import locked, run_of
 from nni_fairdarts.history import read_history
+from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.stopping import Stopped, stoppable
 
 TINY = {
@@ -260,15 +264,14 @@ def test_other_settings_are_named_and_refused(run, capsys):
     assert "search.zero_one_weight (10.0, now 9.0)" in capsys.readouterr().err
 
 
-def test_more_epochs(whole, tmp_path):
+def test_more_epochs(whole, tmp_path, capsys):
     """A finished search goes on: along the cosine of the longer one, with what it had come to set aside."""
     config, _ = whole
     run = Path(shutil.copytree(config.folder, tmp_path / "longer"))
     short = json.loads((run / "result.json").read_text())
-    with pytest.warns(
-        RuntimeWarning, match="data.workers changed: the numbers will not be those of an uninterrupted run"
-    ):
-        experiment.resume(run, changed(config, {"search.epochs": 3, "data.workers": 1, "retrain.epochs": 9}))
+    longer = {"search.epochs": 3, "data.workers": 1, "retrain.epochs": 1, "runs": str(tmp_path), "name": "longer"}
+    with pytest.warns(RuntimeWarning, match="data.workers changed: the numbers will not be those of an uninterrupted"):
+        searched, retrained = experiment.go_on(changed(config, longer))
     history = read_history(run / "history.jsonl")
     assert history[:2] == read_history(config.folder / "history.jsonl")
     low, high = config.search.learning_rate_min, config.search.learning_rate
@@ -276,7 +279,17 @@ def test_more_epochs(whole, tmp_path):
     assert history[2]["learning_rate"] == pytest.approx(expected, rel=1e-12)
     assert json.loads((run / "after-2-epochs" / "result.json").read_text()) == short
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
-    assert (run_of(run).search.epochs, run_of(run).retrain.epochs) == (3, 9)
+    assert run_of(run).search.epochs == 3
+    # What is retrained is what was derived now; the earlier retraining went with the earlier result.
+    assert retrained["genotype"] == searched["genotype"]
+    assert json.loads((run / "after-2-epochs" / "retrain" / "result.json").read_text())["genotype"] == short["genotype"]
+    assert experiment.go_on(changed(config, longer)) == (searched, retrained)  # nothing is left to do
+    assert main(["run", "--resume", str(run), "--retrain.epochs", "2"]) == 2
+    assert f"the retraining in {run / 'retrain'} is finished" in capsys.readouterr().err
+    assert main(["run", "--resume", str(run), "--retrain.width", "4"]) == 2
+    assert "retrain.width (2, now 4)" in capsys.readouterr().err
+    assert main(["search", "--resume", str(run / "retrain")]) == 2
+    assert f"go on with it: nni-fairdarts retrain --resume {run / 'retrain'}" in capsys.readouterr().err
 
 
 def test_one_process_at_a_time(run, capsys):
@@ -347,9 +360,13 @@ if __name__ == "__main__":
 """
 
 
-def searching(folder: str, callbacks=(), **more) -> NasExperiment:
-    """An experiment of a user's, in two epochs of three steps, with drop-out and shuffling."""
-    from nni.nas.evaluator.pytorch import Classification, DataLoader
+def searching(folder: str, callbacks=(), trainer=None, loading=None, **more) -> NasExperiment:
+    """An experiment of a user's, in two epochs of three steps, with drop-out and shuffling.
+
+    trainer: more of its settings. loading: makes a loader's settings out of its data set.
+    """
+    from nni.nas.evaluator.pytorch import Classification
+    from nni.nas.evaluator.pytorch import DataLoader as TracedLoader
     from nni.nas.nn.pytorch import LayerChoice, ModelSpace
     from torch.utils.data import TensorDataset
 
@@ -364,17 +381,18 @@ def searching(folder: str, callbacks=(), **more) -> NasExperiment:
             return self.head(self.layer(x))
 
     pl.seed_everything(1)
-    images, classes = torch.randn(48, 4), torch.randint(3, (48,))
-    loaders = [DataLoader(TensorDataset(images, classes), batch_size=16, shuffle=True) for _ in range(2)]
+    data = TensorDataset(torch.randn(48, 4), torch.randint(3, (48,)))
+    loading = loading or (lambda data: {"batch_size": 16, "shuffle": True})
+    loaders = [TracedLoader(data, **loading(data)) for _ in range(2)]
     evaluator = Classification(
         train_dataloaders=loaders[0],
         val_dataloaders=loaders[1],
         num_classes=3,
-        max_epochs=2,
         logger=CSVLogger(folder),
         callbacks=list(callbacks),
         enable_progress_bar=False,
         accelerator="cpu",
+        **{"max_epochs": 2, **(trainer or {})},
     )
     strategy = FairDARTS(history=f"{folder}/history.jsonl", **more)
     found = NasExperiment(Space(), evaluator, strategy, id="killed")
@@ -400,3 +418,73 @@ def test_nni_resumes_what_was_killed(tmp_path):
     assert differences(*records) == []
     states = [each.strategy.supernet.state_dict() for each in (whole, resumed)]
     assert differences(*states) == []
+
+
+class Drawing(pl.Callback):
+    """Draws at the beginning of epochs and of batches, and spoils what it draws for."""
+
+    def on_train_epoch_start(self, trainer, module):
+        self.much = float(torch.rand(()))
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        batch["train"][0].add_(torch.rand(()))
+
+
+def with_generator(data):
+    return {"batch_size": 16, "shuffle": True, "generator": torch.Generator().manual_seed(7)}
+
+
+def with_batch_sampler(data):
+    sampler = RandomSampler(data, generator=torch.Generator().manual_seed(7))
+    return {"batch_sampler": BatchSampler(sampler, 16, drop_last=False)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainer": {"max_steps": 5, "max_epochs": -1}},
+        {"trainer": {"val_check_interval": 2}},
+        {"loading": with_generator},
+        {"loading": with_batch_sampler},
+        {"callbacks": [Drawing()]},
+        {"callbacks": [EarlyStopping("val_loss", min_delta=99.0, patience=1)], "trainer": {"max_epochs": 9}},
+    ],
+    ids=["max_steps", "val_check_interval", "generator", "batch_sampler", "callback", "early_stopping"],
+)
+def test_what_users_bring_goes_on_exactly(tmp_path, monkeypatch, settings):
+    """From every checkpoint of a search, within and behind its epochs."""
+    photos, save = [], Checkpoints._save
+
+    def photograph(self, trainer):
+        save(self, trainer)
+        if self.folder.is_relative_to(tmp_path / "whole"):
+            photos.append(shutil.copy(self.last_model_path, tmp_path))
+
+    monkeypatch.setattr(Checkpoints, "_save", photograph)
+    whole = searching(str(tmp_path / "whole"), checkpoint_steps=1, **copy.deepcopy(settings))
+    whole.run()
+    assert len(photos) >= 4
+    expected = {"step": whole.evaluator.trainer.global_step, **whole.strategy.supernet.state_dict()}
+    for number, photo in enumerate(photos):
+        again = searching(str(tmp_path / f"again-{number}"), checkpoint_steps=1, **copy.deepcopy(settings))
+        again.evaluator.fit_kwargs["ckpt_path"] = photo
+        again.run()
+        found = {"step": again.evaluator.trainer.global_step, **again.strategy.supernet.state_dict()}
+        assert differences(found, expected) == [], photo
+
+
+def test_what_cannot_be_read_again_is_told_with_the_first_checkpoint(tmp_path):
+    class Odd(pl.Callback):
+        def state_dict(self):
+            return {"kept": Path("somewhere")}
+
+    with pytest.raises(InputError, match="this training cannot be saved, .* more than tensors and plain values"):
+        searching(str(tmp_path), [Odd()]).run()
+
+
+def test_samplers_know_their_epoch_before_they_are_iterated():
+    sampler = DistributedSampler(range(10), num_replicas=2, rank=0)
+    loaders = SeededLoaders(DataLoader(range(10), sampler=sampler), Place(seed=1, epoch=3))
+    order = [int(batch) for batch, _, _ in loaders]
+    sampler.set_epoch(3)
+    assert order == list(sampler)

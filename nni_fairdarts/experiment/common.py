@@ -9,6 +9,7 @@ import torch
 from nni.nas.evaluator.pytorch import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from nni_fairdarts import data, datasets
 from nni_fairdarts.arguments import as_fields
@@ -70,6 +71,13 @@ def augmentation_of(config: RunConfig, cutout: int) -> data.Augmentation:
     return data.Augmentation(config.data.crop_padding, config.data.flip, cutout, config.data.augmentation)
 
 
+def processes_of(config: RunConfig, plugins: list) -> dict:
+    """The trainer's arguments for its processes: torchrun starts them, or Lightning here, whatever Slurm says."""
+    if config.devices > 1 and not TorchElasticEnvironment.detect():
+        plugins = [*plugins, LightningEnvironment()]
+    return {"devices": config.devices, "strategy": "ddp" if config.devices > 1 else "auto", "plugins": plugins}
+
+
 def device_of(config: RunConfig) -> str:
     """Where the configured trainer puts the network, as far as the loaders care: "cuda" or "cpu"."""
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -112,8 +120,7 @@ def trainer_of(config: RunConfig, folder: Path, epochs: int, logs: Path | None, 
     return Trainer(
         max_epochs=epochs,
         accelerator="gpu" if config.device == "cuda" else config.device,
-        devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        **processes_of(config, options.pop("plugins", [])),
         logger=logger_in(folder, logs),
         callbacks=[checkpoints_in(config, folder)],
         enable_model_summary=False,

@@ -11,7 +11,7 @@ from nni_fairdarts.errors import InputError
 HARMLESS = ("data.root", "data.download", "checkpoint_steps")
 """Fields that may change on the way and change no number."""
 
-ROUNDING = ("threads", "device", "devices", "deterministic", "data.workers")
+ROUNDING = ("threads", "device", "deterministic", "data.workers")
 """Fields that may change, and numbers with them: in their last digits, or as other random numbers would."""
 
 OTHERS = {"search": "retrain.", "retrain": "search."}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nni_fairdarts.arguments import as_fields
 from nni_fairdarts.config import RunConfig
+from nni_fairdarts.errors import InputError
 from nni_fairdarts.experiment.resuming import check_changes
 from nni_fairdarts.experiment.retraining import architecture_of, check_retraining, resume_retraining, retrain
 from nni_fairdarts.experiment.searching import Listener, resume, search
@@ -43,17 +44,26 @@ def go_on(config: RunConfig, listener: Listener | None = None, logs: Path | None
         if unfinished(config.folder) or config.search.epochs > begun.search.epochs:
             searched = resume(config.folder, config, listener, _part(logs, "search"))
         else:
+            _check_retrained(retraining, config)
             searched = read_json(config.folder / "result.json", *SEARCHED)
             if launched_rank() == 0:
                 write_config(config.folder, config)
-        if not (retraining / "config.yaml").is_file():
-            if launched_rank() == 0:
-                shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
-            return searched, _retrained(config, logs)
-        if unfinished(retraining) or config.retrain.epochs > run_of(retraining).retrain.epochs:
+        if (retraining / "result.json").is_file():
+            return searched, read_json(retraining / "result.json", *RETRAINED)
+        if (retraining / "config.yaml").is_file():
             return searched, resume_retraining(retraining, config, _part(logs, "retrain"))
-        check_changes("retrain", as_fields(run_of(retraining)), config, retraining)
-        return searched, read_json(retraining / "result.json", *RETRAINED)
+        if launched_rank() == 0:
+            shutil.rmtree(retraining, ignore_errors=True)  # stopped before anything of it was begun
+        return searched, _retrained(config, logs)
+
+
+def _check_retrained(folder: Path, config: RunConfig) -> None:
+    """Raise InputError where the retraining in ``folder``, if there is one, cannot become that of ``config``."""
+    if (folder / "config.yaml").is_file():
+        begun = run_of(folder)
+        check_changes("retrain", as_fields(begun), config, folder)
+        if not unfinished(folder) and config.retrain.epochs > begun.retrain.epochs:
+            raise InputError(f"the retraining in {folder} is finished; retrain into another folder (retrain --into)")
 
 
 def _retrained(config: RunConfig, logs: Path | None) -> dict:
