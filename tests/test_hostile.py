@@ -428,8 +428,8 @@ GATES = {
 CHECKPOINT = "run/checkpoints/epoch000-step00000003.ckpt"
 WHOLE = {"state_dict": {}, "loops": {}, "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
 PARTS = {
-    "random": [], "seed": 0, "epoch": 1, "batches": 0, "batches_per_epoch": 3, "stopping": False, "plateaus_wait": False,
-    "seconds": 1.0, "metrics": {},
+    "random": [], "seed": 0, "epoch": 1, "batches": 0, "batches_per_epoch": 3, "stopping": False,
+    "plateaus_wait": False, "seconds": 1.0, "metrics": {},
 }  # fmt: skip
 
 
