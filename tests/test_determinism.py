@@ -122,7 +122,7 @@ def test_each_time_that_it_is_gone_on_with_is_one_more(tmp_path):
         environment.record_environment(tmp_path, RunConfig(seed=seed))
     starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
     assert [start["seed"] for start in starts] == [1, 2]
-    (tmp_path / "environment.json").write_text("[]")
+    (tmp_path / "environment.json").write_text('{"starts": 3}')
     with pytest.raises(InputError, match="environment.json does not list a run's starts: it is damaged; move it away"):
         environment.record_environment(tmp_path, RunConfig())
 
