@@ -92,7 +92,7 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
         self._watch.look(wait=True)
         seconds = time.perf_counter() - self._epoch_began
         checkpoint[BEGUN] = {
-            "sums": self._sums,
+            "sums": {name: value.as_subclass(Tensor) for name, value in self._sums.items()},  # as plain data
             "batches": self._batches,
             "seconds": seconds,
             "learning_rate": float(self._learning_rate),

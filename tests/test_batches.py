@@ -20,7 +20,7 @@ AUGMENTATIONS = {
     "nothing": None,
     "plain": PLAIN,
     "crop": replace(PLAIN, crop_padding=3),
-    "wide crop": replace(PLAIN, crop_padding=11),
+    "wide crop": replace(PLAIN, crop_padding=8),
     "flip": replace(PLAIN, flip=True),
     "cutout": replace(PLAIN, cutout=3),
     "crop and flip": Augmentation(crop_padding=1),
