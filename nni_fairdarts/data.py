@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -141,9 +142,19 @@ def _loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=None if batches is None else as_built,
+        worker_init_fn=_begin if workers else None,
         pin_memory=torch.cuda.is_available() and (batches is None or batches.device.type == "cpu"),
         **options,
     )
+
+
+def _begin(worker: int) -> None:
+    """At the start of a worker: leave alone what it has inherited.
+
+    Garbage of the parent's, a progress bar for one, would be collected here, and wait for locks that threads of the
+    parent held when it forked.
+    """
+    gc.freeze()
 
 
 def _order(part: Dataset, devices: int, seed: int | None) -> dict:
