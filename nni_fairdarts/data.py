@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torchvision.transforms import v2
 from nni_fairdarts.datasets import Batches, ImageData, Mapped, as_built, held
 from nni_fairdarts.distributed import Shard
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.variables import workers_hang
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,9 @@ def _loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=None if batches is None else as_built,
-        worker_init_fn=_begin if workers else None,
         pin_memory=torch.cuda.is_available() and (batches is None or batches.device.type == "cpu"),
         **options,
     )
-
-
-def _begin(worker: int) -> None:
-    """At the start of a worker: leave alone what it has inherited.
-
-    Garbage of the parent's, a progress bar for one, would be collected here, and wait for locks that threads of the
-    parent held when it forked.
-    """
-    gc.freeze()
 
 
 def _order(part: Dataset, devices: int, seed: int | None) -> dict:
@@ -165,6 +155,8 @@ def _order(part: Dataset, devices: int, seed: int | None) -> dict:
 def _check_loading(batch_size: int, workers: int, images: int, of: str, devices: int = 1):
     if workers < 0:
         raise InputError(f"workers must be 0 (load in the main process) or more, got {workers}")
+    if workers and (why := workers_hang()):
+        raise InputError(f"{why} (data.workers 0)")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size > images // devices:

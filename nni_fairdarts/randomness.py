@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import CombinedLoader
 
+from nni_fairdarts.errors import InputError
+from nni_fairdarts.variables import workers_hang
+
 
 def random_state() -> dict:
     """The states of Python's, numpy's and torch's generators, of CUDA devices too, as plain values and tensors."""
@@ -60,12 +63,15 @@ class SeededLoaders(CombinedLoader):
     again up to any of them: the next iteration begins at ``place``. iterables: a loader or a dict of loaders, the
     shorter ones begin again until the longest is done; or a CombinedLoader of Lightning's. What nothing can bring back:
     workers with ``persistent_workers``, which go on drawing where they were, and generators inside of a data set.
+    Raises InputError for workers that could never hand a batch on.
     """
 
     def __init__(self, iterables, place: Place):
         combined = isinstance(iterables, CombinedLoader)
         super().__init__(*(iterables.iterables, iterables._mode) if combined else (iterables, "max_size_cycle"))
         self.place = place
+        if any(getattr(loader, "num_workers", 0) for loader in self.flattened) and (why := workers_hang()):
+            raise InputError(f"{why} (num_workers=0)")
 
     def __iter__(self):
         place = self.place

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,7 +47,8 @@ class Life:
     def __init__(self, words: list[str], place: Path, **options):
         number = len(list(place.glob("life*.out")))
         self.files = [place / f"life{number}.{kind}" for kind in ("out", "err")]
-        environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": str(place)}
+        self.temporary = tempfile.TemporaryDirectory(prefix="life-")  # workers' sockets need a short path
+        environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": self.temporary.name}
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
                 words, cwd=place, stdout=out, stderr=err, env=environment, start_new_session=True, **options
