@@ -1,7 +1,7 @@
 """The paper's experiments, one after the other, and a report of each: python examples/paper/run.py [--digits] RECIPE…
 
-Without a RECIPE all of them. On CIFAR-10, which needs CUDA devices and days, or with --digits on two CPU cores in an hour.
-A report is reports/RECIPE.html; what the experiments leave is in NNI's own folder, ~/nni-experiments.
+Without a RECIPE all of them. On CIFAR-10, which needs CUDA devices and days, or with --digits on two CPU cores in an
+hour. A report is reports/RECIPE.html; what the experiments leave is in NNI's own folder, ~/nni-experiments.
 """
 
 import argparse
