@@ -41,6 +41,11 @@ class Lost(AssertionError):
     """A fault after which the search did not go on, or not as if nothing had happened."""
 
 
+def _hears_ctrl_c() -> None:
+    """Where this is a job in the background, shells have its processes ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Life:
     """One process of the command line, the leader of a process group of its own; it ends with this process."""
 
@@ -51,7 +56,14 @@ class Life:
         environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": self.temporary.name}
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
-                words, cwd=place, stdout=out, stderr=err, env=environment, start_new_session=True, **options
+                words,
+                cwd=place,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_hears_ctrl_c,
+                **options,
             )
         self.began = time.monotonic()
         atexit.register(lambda: self.runs() and self.kill())
