@@ -54,16 +54,10 @@ class Life:
         self.files = [place / f"life{number}.{kind}" for kind in ("out", "err")]
         self.temporary = tempfile.TemporaryDirectory(prefix="life-")  # workers' sockets need a short path
         environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": self.temporary.name}
+        options.setdefault("preexec_fn", _hears_ctrl_c)
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
-                words,
-                cwd=place,
-                stdout=out,
-                stderr=err,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=_hears_ctrl_c,
-                **options,
+                words, cwd=place, stdout=out, stderr=err, env=environment, start_new_session=True, **options
             )
         self.began = time.monotonic()
         atexit.register(lambda: self.runs() and self.kill())
