@@ -57,7 +57,7 @@ def _all(recorded: Recorded) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """(name, what draws it) of every figure that a record has."""
     labels = list(sheets(recorded))
     for label in labels:
-        if recorded.is_cell(label) if label in recorded.labels else False:
+        if label in recorded.labels:  # not "choices"
             yield f"cell_{stem(label)}", partial(derived, recorded, label)
     for label in labels:
         yield f"gates_{stem(label)}", partial(matrices.gates, recorded, label)

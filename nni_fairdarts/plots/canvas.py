@@ -15,6 +15,8 @@ from nni_fairdarts.recorded import Recorded
 
 WIDE, NARROW = 8.4, 5.6  # inches: of sheets of many parts, and of a single diagram
 SMALL = 8  # points
+TITLE = 0.36  # inches that a sheet's title takes
+LETTER = 0.066  # inches of a letter of ``SMALL``
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,

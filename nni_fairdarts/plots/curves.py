@@ -6,19 +6,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.plots.canvas import NARROW, SMALL, blank, diagram, over_epochs, styled
+from nni_fairdarts.plots.canvas import NARROW, blank, diagram, over_epochs, styled
 from nni_fairdarts.plots.colors import DROPPED
 from nni_fairdarts.plots.derived import dominant_skips
 from nni_fairdarts.recorded import Recorded
 
-# Of lines that belong to no operation; Okabe and Ito's, with markers.
-_LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#000000", "P"))
+# Of lines that belong to no operation: colors of Okabe and Ito, markers, and dashes, for two may lie on each other.
+_LINES = (
+    ("#0072B2", "o", "solid"),
+    ("#D55E00", "s", (0, (4, 2))),
+    ("#009E73", "^", (0, (1, 1))),
+    ("#CC79A7", "D", "solid"),
+    ("#E69F00", "v", (0, (4, 2))),
+    ("#000000", "P", (0, (1, 1))),
+)
 
 
 def _line(ax: Axes, recorded: Recorded, values: np.ndarray, number: int, label: str | None = None) -> None:
-    color, marker = _LINES[number % len(_LINES)]
+    color, marker, dashes = _LINES[number % len(_LINES)]
     size = 3.5 if len(values) <= 60 else 0
-    ax.plot(recorded.epochs, values, color=color, marker=marker, markersize=size, linewidth=1.4, label=label)
+    settings = {"color": color, "marker": marker, "markersize": size, "linestyle": dashes, "linewidth": 1.4}
+    ax.plot(recorded.epochs, values, label=label, **settings)
 
 
 def _beside(ax: Axes) -> None:
@@ -32,24 +40,34 @@ def skips(recorded: Recorded, ax: Axes | None = None) -> Figure:
     if not counts:
         raise InputError(f"no gate of {recorded.name} stands for skip_connect, so there are none to count")
     ax = diagram(ax)
-    for number, (label, values) in enumerate(counts.items()):
-        _line(ax, recorded, values, number, label)
+    for number, (label, (values, places)) in enumerate(counts.items()):
+        _line(ax, recorded, values, number, f"{label} (of {places})")
     over_epochs(ax, recorded)
-    ax.set_ylim(bottom=-0.15, top=max(2.15, max(values.max() for values in counts.values()) * 1.08))
+    most = max(places for _, places in counts.values())
+    ax.set_ylim(-0.03 * most, 1.03 * most)
     ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.set_ylabel("dominant skip connections")
-    ax.set_title("Skip connections that dominate")
+    ax.set_ylabel("count")
+    ax.set_title(_skip_title(recorded))
     _beside(ax)
     return ax.figure
 
 
-def skip_counts(recorded: Recorded) -> dict[str, np.ndarray]:
-    """{kind of cell, or "choices" for all of them together: dominant skip connections (epochs,)}."""
-    found: dict[str, np.ndarray] = {}
+def _skip_title(recorded: Recorded) -> str:
+    title = "Dominant skip connections"
+    if any(recorded.is_cell(label) for label in recorded.labels):
+        title += ": on each node's two strongest edges"
+    return title
+
+
+def skip_counts(recorded: Recorded) -> dict[str, tuple[np.ndarray, int]]:
+    """{kind of cell, or "choices" for all: (dominant skip connections of every epoch, how many there could be)}."""
+    found: dict[str, tuple[np.ndarray, int]] = {}
     for label in recorded.labels:
         if (values := dominant_skips(recorded, label)) is not None:
             name = label if recorded.is_cell(label) else "choices"
-            found[name] = found.get(name, 0) + values
+            before, places = found.get(name, (0, 0))
+            nodes = len({node for node, _ in recorded.edges(label)})
+            found[name] = before + values, places + (2 * nodes or 1)
     return found
 
 
@@ -108,13 +126,16 @@ def losses(recorded: Recorded, figure: Figure | None = None) -> Figure:
     figure.set_layout_engine("constrained")
     parts = figure.subplots(1 + len(own), sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + len(own)])[:, 0]
     for number, name in enumerate(name for name in found if name not in own):
-        _line(parts[0], recorded, recorded.series(name), number, WORDS.get(name, name))
+        label = WORDS.get(name, name)
+        if own and name == "arch_loss":
+            label += "\nwith the weighted\nzero-one loss"
+        _line(parts[0], recorded, recorded.series(name), number, label)
     parts[0].set_title("Losses, means over each epoch")
     parts[0].set_ylabel("loss")
     _beside(parts[0])
     if own:
         _line(parts[1], recorded, recorded.series(own[0]), 4)
-        parts[1].set_title("Zero-one loss: −0.25 where every gate is 0 or 1")
+        parts[1].set_title("Zero-one loss, before its weight")
         parts[1].set_ylabel("loss")
     for part in parts:
         over_epochs(part, recorded, label=part is parts[-1])
@@ -148,7 +169,3 @@ def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
     ax.set_ylabel("percentage points")
     ax.set_title("Discretisation gap: accuracy lost when gates are rounded")
     return ax.figure
-
-
-__all__ = ["accuracy", "decided", "gap", "losses", "skips"]
-_ = SMALL

@@ -1,12 +1,14 @@
-"""Where the edges of a cell run: every one in a lane of its own, straight from its source's bar to its node's.
+"""Where the edges of a cell run: each in a lane, straight from its source's bar to its node's.
 
-Columns go from left to right: the cell's two inputs, one above the other, in column 0, node n in column n - 1, the
-output behind the last. Lanes go from top to bottom. Edges that do not lie side by side may share a lane.
+Columns go from left to right: the cell's two inputs, one above the other, in the first, then a node in each, then the
+output. Lanes go from top to bottom. Edges that do not lie side by side may share a lane.
 """
 
 from dataclasses import dataclass
 
 OUTPUT = -1
+PASSING, CROSSED = 3, 100  # what a link behind a bar, and a lane that both inputs reach for, cost in lanes
+MOST = 64  # links that are moved; more stay in their first order, for that takes long
 
 
 @dataclass(frozen=True)
@@ -19,35 +21,71 @@ class Link:
     dropped: bool = False
 
 
-def column(state: int, last: int) -> int:
-    """The column of an input, a node, or the OUTPUT; ``last``: the number of the last node."""
-    return last if state == OUTPUT else max(0, state - 1)
+def laid(links: list[Link], columns: dict[int, int]) -> list[int]:
+    """A lane for every link, from 0, such that bars are short and few links pass behind one.
 
-
-def laid(links: list[Link], last: int) -> list[int]:
-    """A lane for every link, so that short bars reach all that ends or begins at a state, and few links pass behind.
-
-    Deterministic: from a first order links are moved, one and two at a time, as long as that makes the cost less.
+    ``columns``: of every input, node and the OUTPUT. Deterministic: from a first order on, links are moved to another
+    lane, or exchanged, as long as that makes bars shorter.
     """
-    spans = [(column(link.source, last), column(link.node, last)) for link in links]
+    spans = [(columns[link.source], columns[link.node]) for link in links]
     lanes = _first(links, spans)
     count = 1 + max(lanes, default=0)
-    best = _cost(links, spans, lanes)
-    improved = True
+    best = _cost(links, columns, lanes)
+    improved = len(links) <= MOST
     while improved:
         improved = False
         for one in range(len(links)):
             for change in _changes(lanes, one, count):
-                if not _free(spans, change):
-                    continue
-                cost = _cost(links, spans, change)
-                if cost < best:
+                if _free(spans, change) and (cost := _cost(links, columns, change)) < best:
                     lanes, best, improved = change, cost, True
-    return _without_empty(lanes)
+    order = {lane: number for number, lane in enumerate(sorted(set(lanes)))}
+    return [order[lane] for lane in lanes]
+
+
+def bars(links: list[Link], lanes: list[int]) -> dict[int, tuple[int, int]]:
+    """{state: the first and the last lane that its bar reaches}; nothing of states that no link touches."""
+    found: dict[int, tuple[int, int]] = {}
+    for link, lane in zip(links, lanes, strict=True):
+        for state in (link.source, link.node):
+            low, high = found.get(state, (lane, lane))
+            found[state] = min(low, lane), max(high, lane)
+    return found
+
+
+def passing(state: int, links: list[Link], lanes: list[int], columns: dict[int, int]) -> list[int]:
+    """The lanes of links that pass the column of ``state``."""
+    return [
+        lane
+        for link, lane in zip(links, lanes, strict=True)
+        if columns[link.source] < columns[state] < columns[link.node]
+    ]
+
+
+def _first(links, spans) -> list[int]:
+    """A first order: what leaves input 0 above, input 1 below, the longest outside; in between what leaves nodes."""
+
+    def key(number):
+        source, length = links[number].source, spans[number][1] - spans[number][0]
+        return {0: 0, 1: 2}.get(source, 1), length if source == 1 else -length, number
+
+    lanes = [0] * len(links)
+    taken: list[list[tuple[int, int]]] = []
+    for number in sorted(range(len(links)), key=key):
+        fits = (lane for lane, others in enumerate(taken) if _beside(spans[number], others))
+        lane = len(taken) if links[number].source < 2 else next(fits, len(taken))
+        if lane == len(taken):
+            taken.append([])
+        taken[lane].append(spans[number])
+        lanes[number] = lane
+    return lanes
+
+
+def _beside(span, others) -> bool:
+    return all(span[1] <= first or last <= span[0] for first, last in others)
 
 
 def _changes(lanes, one, count):
-    """The lanes with link ``one`` moved to each other lane, and exchanged with each later link."""
+    """The lanes with link ``one`` in each other lane, and exchanged with each later link."""
     for lane in range(count):
         if lane != lanes[one]:
             yield [lane if number == one else old for number, old in enumerate(lanes)]
@@ -58,62 +96,22 @@ def _changes(lanes, one, count):
             yield change
 
 
-def _first(links, spans) -> list[int]:
-    """A first order: what leaves input 0 above, input 1 below, the longest outside; in between what leaves nodes."""
-
-    def key(number):
-        source, length = links[number].source, spans[number][1] - spans[number][0]
-        return ({0: 0, 1: 2}.get(source, 1), length if source == 1 else -length, number)
-
-    order = sorted(range(len(links)), key=key)
-    lanes = [0] * len(links)
-    taken: list[list[tuple[int, int]]] = []
-    for number in order:
-        first, last = spans[number]
-        of_input = links[number].source < 2
-        free = (lane for lane, others in enumerate(taken) if all(last <= a or b <= first for a, b in others))
-        lane = len(taken) if of_input else next(free, len(taken))
-        if lane == len(taken):
-            taken.append([])
-        taken[lane].append(spans[number])
-        lanes[number] = lane
-    return lanes
-
-
 def _free(spans, lanes) -> bool:
     """Whether no two links lie on each other."""
     found: dict[int, list] = {}
     for span, lane in zip(spans, lanes, strict=True):
-        if any(span[0] < b and a < span[1] for a, b in found.get(lane, ())):
+        if not _beside(span, found.setdefault(lane, [])):
             return False
-        found.setdefault(lane, []).append(span)
+        found[lane].append(span)
     return True
 
 
-def bars(links: list[Link], lanes: list[int]) -> dict[int, tuple[int, int]]:
-    """{state: the first and the last lane that its bar reaches}."""
-    found: dict[int, tuple[int, int]] = {}
-    for link, lane in zip(links, lanes, strict=True):
-        for state in (link.source, link.node):
-            low, high = found.get(state, (lane, lane))
-            found[state] = min(low, lane), max(high, lane)
-    return found
-
-
-def _cost(links, spans, lanes) -> int:
-    """Lanes under bars, thrice what passes behind one, and much where the inputs' bars would meet."""
+def _cost(links, columns, lanes) -> int:
     reached = bars(links, lanes)
-    last = max(b for _, b in spans) if spans else 0
     cost = 0
     for state, (low, high) in reached.items():
-        place = column(state, last)
-        cost += high - low
-        cost += 3 * sum(a < place < b and low <= lane <= high for (a, b), lane in zip(spans, lanes, strict=True))
+        behind = sum(low <= lane <= high for lane in passing(state, links, lanes, columns))
+        cost += high - low + PASSING * behind
     if 0 in reached and 1 in reached:
-        cost += 100 * max(0, reached[0][1] - reached[1][0] + 1)
+        cost += CROSSED * max(0, reached[0][1] - reached[1][0] + 1)
     return cost
-
-
-def _without_empty(lanes: list[int]) -> list[int]:
-    order = {lane: number for number, lane in enumerate(sorted(set(lanes)))}
-    return [order[lane] for lane in lanes]

@@ -2,14 +2,17 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.plots.canvas import (
+    LETTER,
     SMALL,
-    WIDE,
+    TITLE,
     blank,
     diagram,
     gate_word,
@@ -25,8 +28,7 @@ from nni_fairdarts.recorded import Recorded
 
 COLORS_OF_GATES = "cividis"  # made for color-blind readers: Nuñez and others, PLOS ONE 13(7), 2018
 BINS = 20
-ROW, TITLE, HEADING, FOOT, BAR = 0.24, 0.45, 0.5, 0.12, 0.7  # inches
-LETTER = 0.068  # inches of a small letter
+ROW, HEADING, FOOT, BAR = 0.24, 0.5, 0.12, 0.7  # inches
 
 
 @styled()
@@ -53,7 +55,9 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
         image = _matrix(ax, recorded, group)
         for edge in frames:
             row, column = group.edges.index((edge.node, edge.source)), group.operations.index(edge.operation)
-            ax.add_patch(Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#D55E00", lw=1.8))
+            frame = Rectangle((column - 0.46, row - 0.42), 0.92, 0.84, fill=False, edgecolor="black", linewidth=1.2)
+            frame.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
+            ax.add_patch(frame)
         top += height
     bar = place(figure, left + max(widths) + 0.15, TITLE + HEADING, 0.12, min(heights[0] - HEADING - FOOT, 2.5))
     figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.tick_params(labelsize=SMALL)
@@ -113,7 +117,7 @@ def histogram(recorded: Recorded, ax: Axes | None = None) -> Figure:
     image = ax.imshow(
         counts.T,
         cmap="Blues",
-        vmin=0,
+        norm=PowerNorm(0.5, 0, max(1, counts.max())),
         origin="lower",
         aspect="auto",
         extent=(first, last, 0, 1),
@@ -123,10 +127,6 @@ def histogram(recorded: Recorded, ax: Axes | None = None) -> Figure:
     ax.set_xlim(first, last)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_ylabel(gate_word(recorded))
-    ax.set_title(f"Where the {every.shape[1]} {gate_word(recorded)}s were")
-    ax.figure.colorbar(image, ax=ax, label="gates in a twentieth of the range", ticks=MaxNLocator(6, integer=True))
+    ax.set_title(f"Histogram of the {every.shape[1]} {gate_word(recorded)}s, epoch by epoch")
+    ax.figure.colorbar(image, ax=ax, label="how many", ticks=MaxNLocator(6, integer=True))
     return ax.figure
-
-
-__all__ = ["gates", "histogram"]
-_ = WIDE

@@ -7,7 +7,9 @@ from matplotlib.lines import Line2D
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.plots.canvas import (
+    LETTER,
     SMALL,
+    TITLE,
     WIDE,
     blank,
     diagram,
@@ -23,7 +25,7 @@ from nni_fairdarts.plots.colors import Look
 from nni_fairdarts.plots.groups import Group, looks_of, sheets, title_of
 from nni_fairdarts.recorded import Recorded
 
-LEFT, RIGHT, TITLE, FOOT = 0.55, 0.1, 0.4, 0.5  # inches around the panels
+LEFT, RIGHT, FOOT = 0.55, 0.1, 0.5  # inches around the panels
 GAP, HEADING, PANEL, LINE = 0.12, 0.24, 0.85, 0.19  # between panels, over each, each one's height, a legend's line
 COLUMNS = 5
 
@@ -84,7 +86,7 @@ class _Grid:
         self.in_corner = self.rows > 3 and bool(group.edges)
         self.width = (WIDE - LEFT - RIGHT - GAP * (self.columns - 1)) / self.columns
         longest = max(len(shortened(name, 24)) for name in group.operations)
-        self.legend_columns = max(1, int((WIDE - LEFT) / (0.45 + 0.07 * longest)))
+        self.legend_columns = max(1, int((WIDE - LEFT) / (0.45 + LETTER * longest)))
         if self.in_corner:
             self.legend_columns = -(-len(group.operations) // 5)
 
@@ -112,7 +114,7 @@ class _Grid:
             over_epochs(ax, recorded, label=lowest)
             ax.tick_params(labelsize=SMALL, labelbottom=lowest, labelleft=column == 0)
             ax.xaxis.label.set_size(SMALL)
-            ax.set_title(shortened(group.rows[number], int(self.width / 0.07)), fontsize=SMALL, pad=3)
+            ax.set_title(shortened(group.rows[number], int(self.width / LETTER)), fontsize=SMALL, pad=3)
         width, height = figure.get_size_inches()
         corner = {"loc": "upper right", "bbox_to_anchor": (1 - RIGHT / width, 1 - (top + 0.05) / height)}
         strip = {"loc": "upper left", "bbox_to_anchor": (LEFT / width, 1 - top / height)}
