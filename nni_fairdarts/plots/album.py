@@ -12,7 +12,7 @@ from nni_fairdarts.genotype import CELLS
 from nni_fairdarts.plots import cells, curves, matrices
 from nni_fairdarts.plots.canvas import stem, styled
 from nni_fairdarts.plots.derived import kept
-from nni_fairdarts.plots.groups import sheets, title_of
+from nni_fairdarts.plots.groups import looks_of, sheets, title_of
 from nni_fairdarts.plots.panels import trajectories, trajectory
 from nni_fairdarts.recorded import Recorded
 
@@ -106,4 +106,4 @@ def derived(recorded: Recorded, label: str) -> Figure:
     title = (
         f"Derived: {title_of(label)}" if found else f"What {title_of(label)} keeps after epoch {recorded.epochs[-1]}"
     )
-    return cells.cell(edges, concat, title=title)
+    return cells.cell(edges, concat, title=title, palette=looks_of(recorded))
