@@ -41,7 +41,10 @@ def trajectory(recorded: Recorded, label: str, edge: tuple[int, int] | None = No
     edges = recorded.edges(label)
     if edges and edge not in edges:
         shown = ", ".join(f"{source} → {node}" for node, source in edges)
-        raise InputError(f"{label} has no edge {_arrow(edge)}; it has: {shown}")
+        got = "none" if edge is None else " → ".join(map(str, reversed(edge)))
+        raise InputError(f"the edge of {label} must be one of {shown}; got {got}")
+    if edge and not edges:
+        raise InputError(f"{label} is a choice and has no edges; leave the edge out")
     row = edges.index(edge) if edges else 0
     ax = diagram(ax)
     operations = recorded.operations(label)
@@ -158,10 +161,6 @@ def _lines(ax: Axes, recorded: Recorded, gates: np.ndarray, operations: tuple[st
             label=operation,
         )
     gate_axis(ax, recorded)
-
-
-def _arrow(edge: tuple | None) -> str:
-    return "without ends" if edge is None or len(edge) != 2 else f"{edge[1]} → {edge[0]}"
 
 
 def _handles(operations: tuple[str, ...], looks: dict[str, Look], epochs: int) -> list[Line2D]:
