@@ -27,7 +27,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.dpi": 150,
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",  # for a reader who lacks the font
     "svg.hashsalt": "nni-fairdarts",
 }
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.plots.canvas import NARROW, blank, diagram, over_epochs, styled
+from nni_fairdarts.plots.canvas import NARROW, blank, diagram, gate_word, over_epochs, styled
 from nni_fairdarts.plots.colors import DROPPED
 from nni_fairdarts.plots.derived import dominant_skips
 from nni_fairdarts.recorded import Recorded
@@ -77,16 +77,17 @@ def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
     figure = blank(NARROW, 4.2, figure)
     figure.set_layout_engine("constrained")
     upper, lower = figure.subplots(2, sharex=True)
-    total = recorded.history[-1]["gates_total"]
+    word = f"{gate_word(recorded)}s"
+    total = sum(recorded.gates(label)[-1].size for label in recorded.labels)
     _line(upper, recorded, 100 * recorded.series("decided_gates"), 0)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("%")
-    upper.set_title(f"Decided: share of the {total} gates under 0.1 or over 0.9")
-    _line(lower, recorded, recorded.series("open_gates"), 1)
+    upper.set_title(f"Decided: share of the {total} {word} under 0.1 or over 0.9")
+    _line(lower, recorded, recorded.series("open_gates"), 0)
     lower.set_ylim(bottom=-0.03 * max(1, np.nanmax(recorded.series("open_gates"))))
     lower.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    lower.set_ylabel("gates")
-    lower.set_title(f"Open: gates at or over {recorded.threshold:g}")
+    lower.set_ylabel("count")
+    lower.set_title(f"Open: {word} of at least {recorded.threshold:g}")
     over_epochs(upper, recorded, label=False)
     over_epochs(lower, recorded)
     return figure
@@ -99,7 +100,7 @@ def accuracy(recorded: Recorded, ax: Axes | None = None) -> Figure:
     if name is None:
         raise InputError(f"the search {recorded.name} was never validated, so there is no accuracy to show")
     ax = diagram(ax)
-    share = name.endswith(("acc", "accuracy"))
+    share = _is_share(name)
     _line(ax, recorded, recorded.series(name) * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("%" if share else name)
@@ -134,7 +135,7 @@ def losses(recorded: Recorded, figure: Figure | None = None) -> Figure:
     parts[0].set_ylabel("loss")
     _beside(parts[0])
     if own:
-        _line(parts[1], recorded, recorded.series(own[0]), 4)
+        _line(parts[1], recorded, recorded.series(own[0]), 0)
         parts[1].set_title("Zero-one loss, before its weight")
         parts[1].set_ylabel("loss")
     for part in parts:
@@ -164,8 +165,14 @@ def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
         raise InputError(f"no discretisation gap was measured in {recorded.name}; search with gap_batches above 0")
     ax = diagram(ax)
     ax.axhline(0, color=DROPPED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    _line(ax, recorded, 100 * values, 3)
+    share = _is_share(metric(recorded))
+    _line(ax, recorded, values * (100 if share else 1), 0)
     over_epochs(ax, recorded)
-    ax.set_ylabel("percentage points")
-    ax.set_title("Discretisation gap: accuracy lost when gates are rounded")
+    ax.set_ylabel("percentage points" if share else metric(recorded))
+    ax.set_title(f"Discretisation gap: {'accuracy' if share else 'what is'} lost when gates are rounded")
     return ax.figure
+
+
+def _is_share(name: str | None) -> bool:
+    """Whether a metric is a share of 1, to be shown in %: the gap's, where nothing else is known, is."""
+    return name is None or name.endswith(("acc", "accuracy"))

@@ -40,8 +40,8 @@ def trajectory(recorded: Recorded, label: str, edge: tuple[int, int] | None = No
         raise InputError(f"unknown label {label!r}; known: {', '.join(recorded.labels)}")
     edges = recorded.edges(label)
     if edges and edge not in edges:
-        shown = ", ".join(f"({node}, {source})" for node, source in edges)
-        raise InputError(f"edge must be one of {shown}, as (node, source); got {edge!r}")
+        shown = ", ".join(f"{source} → {node}" for node, source in edges)
+        raise InputError(f"{label} has no edge {_arrow(edge)}; it has: {shown}")
     row = edges.index(edge) if edges else 0
     ax = diagram(ax)
     operations = recorded.operations(label)
@@ -142,6 +142,10 @@ def _lines(ax: Axes, recorded: Recorded, gates: np.ndarray, operations: tuple[st
             label=operation,
         )
     gate_axis(ax, recorded)
+
+
+def _arrow(edge: tuple | None) -> str:
+    return "without ends" if edge is None or len(edge) != 2 else f"{edge[1]} → {edge[0]}"
 
 
 def _handles(operations: tuple[str, ...], looks: dict[str, Look]) -> list[Line2D]:
