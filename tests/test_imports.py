@@ -53,6 +53,7 @@ LAYERS = {
     "gap": 7,
     "requirements": 7,
     "strategy": 8,
+    "tensorboard": 8,
     "nni_strategies": 9,
     "experiment": 10,
     "manager": 10,
