@@ -12,7 +12,7 @@ from nni_fairdarts.genotype import CELLS
 from nni_fairdarts.plots import cells, curves, matrices
 from nni_fairdarts.plots.canvas import stem, styled
 from nni_fairdarts.plots.derived import kept
-from nni_fairdarts.plots.groups import sheets, title_of
+from nni_fairdarts.plots.groups import looks_of, sheets, title_of
 from nni_fairdarts.plots.panels import trajectories, trajectory
 from nni_fairdarts.recorded import Recorded
 
@@ -37,7 +37,7 @@ def save(
 ) -> list[Path]:
     """Write a record's figures into ``folder``; earlier ones of the same names are replaced. Returns the files.
 
-    edge: (label, source, node), or (label,) of a choice: instead of all figures, or beside ``only``, the gates of that.
+    edge: (label, node, source), or (label,) of a choice: instead of all figures, or beside ``only``, the gates of that.
     Raises InputError for unknown formats, names and edges, and where nothing can be drawn or written.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -45,17 +45,16 @@ def save(
     drawn = chosen(recorded, only) if only or edge is None else {}
     if edge is not None:
         label, *ends = edge
-        drawn["_".join(["trajectory", stem(label), *map(str, ends)])] = partial(
-            trajectory, recorded, label, tuple(reversed(ends)) or None
-        )
+        name = "_".join(["trajectory", stem(label), *map(str, reversed(ends))])
+        drawn[name] = partial(trajectory, recorded, label, tuple(ends) or None)
     if not drawn:
         raise InputError(f"the history of {recorded.name} has neither gates nor losses, so there is nothing to draw")
     folder, paths = Path(folder), []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A bar from the third second on, and none where nobody looks.
+        # A bar after two seconds, and none where nobody looks.
         for name, draw in tqdm(drawn.items(), "figures", leave=False, delay=2, disable=None if progress else True):
             figure = draw()
+            folder.mkdir(parents=True, exist_ok=True)
             for format in formats:
                 paths.append(folder / f"{name}.{format}")
                 with styled():  # without the date the same record gives the same file
@@ -106,4 +105,4 @@ def derived(recorded: Recorded, label: str) -> Figure:
     title = (
         f"Derived: {title_of(label)}" if found else f"What {title_of(label)} keeps after epoch {recorded.epochs[-1]}"
     )
-    return cells.cell(edges, concat, title=title)
+    return cells.cell(edges, concat, title=title, palette=looks_of(recorded))

@@ -39,10 +39,10 @@ def run(parsed: Namespace, config: None = None) -> None:
 
 
 def _edge(words: list[str]) -> tuple:
-    """(label, source, node), or (label,), of what --edge got. Raises InputError."""
+    """(label, node, source), or (label,), of what --edge got, which goes from source to node. Raises InputError."""
     label, *ends = words
     if len(ends) not in (0, 2) or not all(end.isdecimal() for end in ends):
         raise InputError(
             f"--edge takes LABEL SOURCE NODE, such as normal 0 3, or a choice's label; got {' '.join(words)}"
         )
-    return label, *map(int, ends)
+    return label, *map(int, reversed(ends))

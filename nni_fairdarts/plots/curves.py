@@ -23,10 +23,12 @@ _LINES = (
 
 
 def _line(ax: Axes, recorded: Recorded, values: np.ndarray, number: int, label: str | None = None) -> None:
+    """A line through the epochs that have a number; where two are equal, the later line's markers are the smaller."""
     color, marker, dashes = _LINES[number % len(_LINES)]
-    size = 3.5 if len(values) <= 60 else 0
+    size = 5 - 0.5 * (number % len(_LINES)) if len(values) <= 60 else 0
+    there = ~np.isnan(values)
     settings = {"color": color, "marker": marker, "markersize": size, "linestyle": dashes, "linewidth": 1.4}
-    ax.plot(recorded.epochs, values, label=label, **settings)
+    ax.plot(recorded.epochs[there], values[there], label=label, **settings)
 
 
 def _beside(ax: Axes) -> None:
@@ -35,7 +37,7 @@ def _beside(ax: Axes) -> None:
 
 @styled()
 def skips(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """Dominant skip connections behind every epoch: a line for each kind of cell, one for all choices together."""
+    """Dominant skip connections after every epoch: a line for each kind of cell, one for all choices together."""
     counts = skip_counts(recorded)
     if not counts:
         raise InputError(f"no gate of {recorded.name} stands for skip_connect, so there are none to count")
@@ -73,7 +75,7 @@ def skip_counts(recorded: Recorded) -> dict[str, tuple[np.ndarray, int]]:
 
 @styled()
 def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
-    """Two diagrams: the share of gates under 0.1 or over 0.9, and how many reach the threshold, behind every epoch."""
+    """Two diagrams: the share of gates under 0.1 or over 0.9, and how many reach the threshold, after every epoch."""
     figure = blank(NARROW, 4.2, figure)
     figure.set_layout_engine("constrained")
     upper, lower = figure.subplots(2, sharex=True)
@@ -95,7 +97,7 @@ def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
 
 @styled()
 def accuracy(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """What the supernet was worth on the validation's data behind every epoch: accuracy in %, or another metric."""
+    """What the supernet was worth on the validation's data after every epoch: accuracy in %, or another metric."""
     name = metric(recorded)
     if name is None:
         raise InputError(f"the search {recorded.name} was never validated, so there is no accuracy to show")
@@ -159,7 +161,7 @@ def loss_names(recorded: Recorded) -> list[str]:
 
 @styled()
 def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """The discretisation gap behind every epoch at which it was measured: accuracy lost when gates are rounded."""
+    """The discretisation gap after every epoch at which it was measured: accuracy lost when gates are rounded."""
     values = recorded.series("discretization_gap")
     if np.isnan(values).all():
         raise InputError(f"no discretisation gap was measured in {recorded.name}; search with gap_batches above 0")
