@@ -1,6 +1,7 @@
 """Gates and cells in TensorBoard while a search runs: histograms and, with matplotlib, pictures."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_fairdarts.config import RunConfig, SearchConfig
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.genotype import CELLS, Genotype
 from nni_fairdarts.recorded import Recorded
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.search import FairDartsModule
@@ -49,10 +51,9 @@ class GateFigures(pl.Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not (trainer.is_global_zero and writers and isinstance(module, RecordsEpochs)):
             return
-        record = module.gate_record()
-        if not record.get("gates"):
+        recorded = _recorded(module, epoch)
+        if recorded is None:
             return
-        recorded = Recorded("search", ({"epoch": epoch - 1, **record},), config=_settings(module))
         for writer in writers:
             for label in recorded.labels:
                 writer.add_histogram(f"gates/{label}", recorded.gates(label), epoch)
@@ -73,6 +74,20 @@ class GateFigures(pl.Callback):
                 self._warned = True
                 warnings.warn(f"TensorBoard lacks pictures of the gates ({why})", RuntimeWarning, stacklevel=1)
             return {}
+
+
+def _recorded(module: RecordsEpochs, epoch: int) -> Recorded | None:
+    """The search as it is now, as a record of this one epoch; None of a strategy without gates."""
+    record = module.gate_record()
+    if not record.get("gates"):
+        return None
+    recorded = Recorded("search", ({"epoch": epoch - 1, **record},), config=_settings(module))
+    if not all(label in recorded.labels and recorded.is_cell(label) for label in CELLS):
+        return recorded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of few gates over the threshold; the last export says so
+        sample = module.export()  # the gates do not tell what NNI's strategies keep: they compare α
+    return replace(recorded, genotype=Genotype.from_sample(sample, nodes=recorded.edges("normal")[-1][0] - 1))
 
 
 def _settings(module: RecordsEpochs) -> RunConfig:
