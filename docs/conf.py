@@ -13,7 +13,12 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 110
 toc_object_entries_show_parents = "hide"
 html_theme = "alabaster"  # Sphinx's own; its pages take nothing from the network
-html_theme_options = {"page_width": "1240px", "sidebar_width": "220px"}
+html_theme_options = {
+    "page_width": "1140px",
+    "body_max_width": "none",
+    "sidebar_width": "220px",
+    "code_font_size": "0.78em",
+}
 html_show_copyright = False
 
 

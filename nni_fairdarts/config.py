@@ -310,7 +310,7 @@ class RunConfig:
         seed: of everything random.
         device: auto, cpu or cuda.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
-        figure_epochs: epochs between two sets of pictures of gates and cells in TensorBoard, with one behind the last
+        figure_epochs: epochs between two sets of pictures of gates and cells in TensorBoard, with one after the last
             epoch; 0 for none.
         devices: processes that train together, one per CUDA device; on a CPU by gloo. batch_size is each one's own:
             a step sees devices times as many images. Of fairdarts, and of retraining.

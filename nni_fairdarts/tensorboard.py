@@ -19,7 +19,7 @@ PICTURES = ("gates_", "cell_")
 
 
 class GateFigures(pl.Callback):
-    """A Lightning callback: every few epochs, and behind the last, TensorBoard gets a search's gates.
+    """A Lightning callback: every few epochs, and after the last, TensorBoard gets a search's gates.
 
     For each label a histogram, the gates as colors and numbers, and the cell that would be derived now. The step that
     they are shown at is the epoch, from 1. Give it to the evaluator's trainer, ``Classification(...,

@@ -55,7 +55,7 @@ def picture(encoded: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("strategy", ["fairdarts", "darts"])
 @pytest.mark.filterwarnings("ignore:.*keeps nothing that is connected:RuntimeWarning")
-def test_every_few_epochs_and_behind_the_last_and_the_search_is_the_same(strategy, tmp_path):
+def test_every_few_epochs_and_after_the_last_and_the_search_is_the_same(strategy, tmp_path):
     before, had_pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
     values = {"search.strategy": strategy}
     one, other = (searched(tmp_path / str(every), figure_epochs=every, **values) for every in (2, 0))
