@@ -21,7 +21,7 @@ PICTURES = ("gates_", "cell_")
 class GateFigures(pl.Callback):
     """A Lightning callback: every few epochs, and after the last, TensorBoard gets a search's gates.
 
-    For each label a histogram, the gates as colors and numbers, and the cell that would be derived now. The step that
+    For each label a histogram, the gates as colours and numbers, and the cell that would be derived now. The step that
     they are shown at is the epoch, from 1. Give it to the evaluator's trainer, ``Classification(...,
     callbacks=[GateFigures(5)])``; runs have it, ``figure_epochs`` in their configuration. It goes with FairDARTS and,
     in runs, with NNI's strategies; without TensorBoard's logger, or gates, it does nothing. It draws no random number,
