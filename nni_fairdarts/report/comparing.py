@@ -7,7 +7,7 @@ import numpy as np
 
 from nni_fairdarts.plots import comparisons
 from nni_fairdarts.plots.comparison import SERIES
-from nni_fairdarts.report.groups import Group, differing, grouped, listed, short, warnings, worded
+from nni_fairdarts.report.groups import Group, comparable, differing, grouped, listed, short, warnings, worded
 from nni_fairdarts.report.numbers import Number, heading, mean, shown
 from nni_fairdarts.report.pictures import Picture, picture
 from nni_fairdarts.report.runs import MEASURED, Run
@@ -56,8 +56,8 @@ def _metric(runs: Sequence[Run]) -> str:
 
 
 def _counts(runs: Sequence[Run]) -> str:
-    states = [run.state for run in runs]
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    states = [run.state.partition(",")[0] for run in runs]
+    return "; ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def _means(groups: Sequence[Group], metric: str) -> Table:
@@ -65,11 +65,11 @@ def _means(groups: Sequence[Group], metric: str) -> Table:
     keys = [key for key in MEASURED if any(key in group.measured for group in groups)]
     rows = []
     for group in groups:
-        cells = [Cell(group.strategy or "?"), *(Cell(worded(group.settings[name])) for name in names)]
-        cells.append(Cell(number=Number(str(len(group.runs)), len(group.runs))))
+        count = len(group.runs)
+        cells = [Cell(group.strategy or "?"), *_settings(group.runs[0], names), Cell(number=Number(str(count), count))]
         for key in keys:
             found = group.measured.get(key)
-            note = "" if found is None or found.n == len(group.runs) else f"of {found.n}"
+            note = "" if found is None or found.n == count else f"of {found.n}"
             cells.append(Cell() if found is None else Cell(number=mean(key, found, metric), note=note))
         rows.append(tuple(cells))
     about = ("strategy", *map(short, names))
@@ -81,16 +81,17 @@ def _table(sections: Sequence[Section], names: Sequence[str], metric: str) -> Ta
     keys = [key for key in MEASURED if any(key in run.measured or key in run.latest for run in runs)]
     rows = []
     for part in sections:
-        run, settings = part.run, part.run.settings
-        cells = [
-            Cell(run.name, link=part.anchor),
-            Cell(run.strategy or "?"),
-            Cell("?" if run.seed is None else str(run.seed)),
-        ]
-        cells += [Cell(worded(settings[name]) if settings and name in settings else "?") for name in names]
+        run, seed = part.run, "?" if part.run.seed is None else str(part.run.seed)
+        cells = [Cell(run.name, link=part.anchor), Cell(run.strategy or "?"), Cell(seed), *_settings(run, names)]
         rows.append((*cells, *(_measured(run, key, metric) for key in keys), Cell(run.state)))
     about = ("run", "strategy", "seed", *map(short, names))
     return Table((*about, *(heading(key, metric) for key in keys), "state"), tuple(rows), len(about))
+
+
+def _settings(run: Run, names: Sequence[str]) -> list[Cell]:
+    """The values of settings; a dash where the strategy has none, a question mark where nobody knows."""
+    had, known = comparable(run), run.settings or {}
+    return [Cell(worded(had[name]) if name in had else "–" if name in known else "?") for name in names]
 
 
 def _measured(run: Run, key: str, metric: str) -> Cell:

@@ -4,25 +4,41 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nni_fairdarts.manager.spread import Spread, spread
+from nni_fairdarts.manager.spread import Spread, is_number, spread
 from nni_fairdarts.report.runs import MEASURED, Run
 
 ASIDE = (
     "seed", "search.strategy", "device", "deterministic", "threads", "checkpoint_steps",
     "data.root", "data.download", "data.workers",
 )  # fmt: skip
-"""Fields that make no group: they are named elsewhere, or of the machine. Of ``data.root`` see ``_comparable``."""
+"""Fields that make no group: they are named elsewhere, or of the machine. Of ``data.root`` see ``comparable``."""
 
 OTHER_RESULTS = ("data.", "retrain.", "evaluator", "metric")
 """Where runs differ in these, their accuracies are of other tasks or trainings."""
+
+_GRADIENT = ("fairdarts", "darts", "gumbel_darts", "proxyless")
+_FAIR = (
+    "arc_betas", "arc_weight_decay", "zero_one_weight", "zero_one_loss", "threshold", "discretization", "alpha_init",
+    "single_level", "candidate_norm", "recompute", "fused", "compile", "cuda_graphs", "penalty.profiler",
+    "penalty.baseline", "penalty.scale", "penalty.nonlinear", "penalty.aggregate",
+)  # fmt: skip
+OWNERS = {
+    **{f"search.{name}": ("fairdarts",) for name in _FAIR},
+    "search.arc_learning_rate": _GRADIENT,
+    "search.gradient_clip_val": _GRADIENT,
+    "search.warmup_epochs": (*_GRADIENT, "enas"),
+    "search.temperature": ("gumbel_darts",),
+    "search.batches_per_update": ("enas",),
+}
+"""{a setting: the strategies that have it}; the others pass over it, so their runs do not differ in it."""
 
 
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in the seed alone.
 
-    ``settings``: by name what it has otherwise than other groups; ``measured``: by name the spread of what its runs
-    came to.
+    ``settings``: by name what it has otherwise than other groups, as far as it is known and the strategy has it;
+    ``measured``: by name the spread of what its runs came to.
     """
 
     strategy: str | None
@@ -36,8 +52,8 @@ class Group:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings with more than one value among the runs whose settings are known; ``ASIDE``'s are left out."""
-    known = [_comparable(run) for run in runs if run.settings is not None]
+    """The settings with more than one value among the runs that have them; ``ASIDE``'s are left out."""
+    known = [comparable(run) for run in runs]
     names = dict.fromkeys(name for settings in known for name in settings)
     return [name for name in names if len({_key(s[name]) for s in known if name in s}) > 1]
 
@@ -50,26 +66,34 @@ def _key(value) -> str:
     return json.dumps(int(value) if whole else value)
 
 
-def _comparable(run: Run) -> dict:
-    """Its settings but ``ASIDE``'s; the folder of its images where that says which they are."""
+def comparable(run: Run) -> dict:
+    """The settings that a run's strategy has, but ``ASIDE``'s; the folder of its images where that says which."""
     settings = run.settings or {}
     own = str(settings.get("data.name")) not in ("digits", "cifar10", "cifar100")
-    kept = {name: value for name, value in settings.items() if name not in ASIDE}
-    return kept | ({"data.root": settings["data.root"]} if own and "data.root" in settings else {})
+    aside = [name for name in ASIDE if not (own and name == "data.root")]
+    has = (name for name in settings if run.strategy in OWNERS.get(name, (run.strategy,)))
+    return {name: settings[name] for name in has if name not in aside}
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """The runs by strategy and whatever else differs between them but the seed, in order of first appearance."""
+    """The runs by strategy, in order of first appearance, and by whatever else differs between them but the seed."""
     names, members = differing(runs), {}
     for run in runs:
-        settings = {name: (run.settings or {}).get(name) for name in names}
-        members.setdefault(_key([run.strategy, *settings.values()]), []).append((settings, run))
+        had = comparable(run)
+        settings = {name: had[name] for name in names if name in had}
+        members.setdefault(_key([run.strategy, *map(list, settings.items())]), []).append((settings, run))
     made = []
     for alike in members.values():
         (settings, first), those = alike[0], tuple(run for _, run in alike)
         numbers = {key: [run.measured[key] for run in those if key in run.measured] for key in MEASURED}
         made.append(Group(first.strategy, settings, those, {key: spread(n) for key, n in numbers.items() if n}))
-    return made
+    strategies = [group.strategy for group in made]
+    return sorted(made, key=lambda group: (strategies.index(group.strategy), _order(group.settings)))
+
+
+def _order(settings: dict) -> list:
+    """What sorts groups by their settings, numbers by their size."""
+    return [(1, 0.0, worded(v)) if not is_number(v) else (0, float(v), "") for v in settings.values()]
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
@@ -102,4 +126,6 @@ def short(name: str) -> str:
 
 def worded(value) -> str:
     """A setting's value for people."""
+    if isinstance(value, float):
+        return f"{value:g}"
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -24,6 +24,9 @@ def guide(run: Run) -> Guide | None:
     if recorded.config is None:
         return None
     folder = recorded.folder.resolve()
+    if run.experiment is not None and (unfinished(folder) or unfinished(folder / "retrain")):
+        command = f"nni-fairdarts launch --resume {shlex.quote(run.experiment)}"
+        return Guide("Going on", "The trial is not finished; once its experiment is stopped, this goes on:", command)
     if unfinished(folder):
         command = going_on(folder).replace(str(folder), shlex.quote(str(folder)))
         return Guide("Going on", "The search is not finished; this goes on with it:", _in_its_place(run, command))

@@ -32,6 +32,7 @@ class Run:
         measured: what came out, final numbers only: those of MEASURED that there are.
         latest: the same of the last epoch of a search that is not finished.
         metric: what it is judged by, val_acc where it is the accuracy.
+        experiment: the id of the NNI experiment that it is a trial of.
         notes: what a reader should know besides.
     """
 
@@ -42,6 +43,7 @@ class Run:
     measured: dict[str, float] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
     metric: str = "val_acc"
+    experiment: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,7 +97,7 @@ def _source(name: str) -> Source:
     if not experiment.trials:
         raise InputError(f"the experiment {experiment.id} has no trial yet; wait for the first one")
     title = f"{experiment.id} ({experiment.name})" if experiment.name else experiment.id
-    return Source(tuple(_of_trial(trial, experiment.folder) for trial in experiment.trials), experiment.folder, title)
+    return Source(tuple(_of_trial(trial, experiment) for trial in experiment.trials), experiment.folder, title)
 
 
 def _told_apart(sources: list[Source]) -> list[Source]:
@@ -138,9 +140,10 @@ def _state(recorded: Recorded) -> str:
         return "finished"
     if recorded.result is not None:
         begun = (recorded.folder / "retrain" / "config.yaml").is_file()
-        return "retraining not finished" if begun else "searched, not retrained"
-    epochs = "" if recorded.config is None else f" of {recorded.config.search.epochs}"
-    return f"{len(recorded.history)}{epochs} epochs searched"
+        return "retraining unfinished" if begun else "not retrained"
+    if recorded.config is None:
+        return f"without a configuration, {len(recorded.history)} epochs"
+    return f"search unfinished, epoch {len(recorded.history)} of {recorded.config.search.epochs}"
 
 
 def _settings(recorded: Recorded) -> dict | None:
@@ -189,10 +192,10 @@ def _numbers(values: dict) -> dict[str, float]:
 # -- a trial of an experiment ----------------------------------------------------------------------------------------
 
 
-def _of_trial(trial: records.Trial, folder: Path) -> Run:
+def _of_trial(trial: records.Trial, experiment: records.Experiment) -> Run:
     """A trial with its own files, where they are on this machine; what it reported goes before what they say."""
     name = f"trial {trial.id if trial.number is None else trial.number}"
-    run, notes = _read_trial(trial.id, folder)
+    run, notes = _read_trial(trial.id, experiment.folder)
     run = Run(name, "", settings=_told(trial)) if run is None else replace(run, name=name)
     result, measured = trial.result or {}, run.measured
     if result:
@@ -204,6 +207,7 @@ def _of_trial(trial: records.Trial, folder: Path) -> Run:
         state=trial.status,
         measured=measured,
         metric=metric if isinstance(metric, str) else "default",
+        experiment=experiment.id,
         notes=(*trial.remarks, *notes),
     )
 

@@ -122,8 +122,7 @@ def _missing(run: Run) -> list[str]:
         )
     if "discretization_gap" not in {**run.measured, **run.latest}:
         off = recorded.config is not None and not recorded.config.search.gap_batches
-        why = "search.gap_batches is 0" if off else "it needs gates, and images to measure it on"
-        said.append(f"The discretisation gap is not recorded: {why}.")
+        said.append(f"The discretisation gap was not measured{' (search.gap_batches is 0)' if off else ''}.")
     return said
 
 
@@ -177,7 +176,7 @@ def _git(state) -> str:
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 CAPTIONS = {
-    "cell": ("The derived {} cell", "Its inputs are on the left, its output on the right; what is grey is not built."),
+    "cell": ("The derived {} cell", "Its inputs are on the left, its output on the right."),
     "gates": ("Every gate of {} after the last epoch", ""),
     "trajectories": ("The gates of {} over the epochs", "A panel for every edge."),
     "histogram": ("How many gates are where between 0 and 1, over the epochs", ""),
