@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from nni_fairdarts.nni_strategies import STRATEGIES
 from nni_fairdarts.plots.comparison import comparisons
 from nni_fairdarts.recorded import Recorded
 from nni_fairdarts.report.groups import OWNERS, differing, grouped
-from nni_fairdarts.report.pages import write_report
-from nni_fairdarts.report.runs import Run
+from nni_fairdarts.report.pages import MARK, write_report
+from nni_fairdarts.report.retraining import guide
+from nni_fairdarts.report.runs import Run, of_recorded, read_sources
+from nni_fairdarts.report.sections import missing
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +160,18 @@ def changed(path, **changes):
 # -- one run -----------------------------------------------------------------------------------------------------------
 
 
-def test_page_of_a_run_tells_what_its_files_do(finished, opened, capsys):
+@pytest.fixture(scope="module")
+def single(finished):
+    """The page of the tiny run, written by the command."""
     assert main(["report", str(finished)]) == 0
-    assert capsys.readouterr().out == f"report in {finished / 'report.html'}\n"
-    page = opened(finished / "report.html")
+    return finished / "report.html"
+
+
+def test_page_of_a_run_tells_what_its_files_do(finished, single, opened):
+    page = opened(single)
     searched, retrained = read(finished / "result.json"), read(finished / "retrain" / "result.json")
     seconds = round(searched["seconds"] + retrained["seconds"])
+    assert page.title == "tiny · fairdarts"
     assert page.find_element("tag name", "h1").text == "tiny"
     assert page.find_element("css selector", "header p").text == "fairdarts, seed 2, finished"
     assert tiles(page) == {
@@ -186,91 +195,80 @@ def test_page_of_a_run_tells_what_its_files_do(finished, opened, capsys):
     assert facts["command"] == " ".join(start["command"])
 
 
-def test_architecture_and_configuration_are_selected_by_a_click(finished, opened, tmp_path):
-    page = opened(write_report([str(finished)], tmp_path / "page.html"))
-    taken = {}
-    for part in ("architecture", "configuration"):
-        heading = f"#run-{part} ~"
-        for pre in page.find_elements("css selector", f"{heading} pre.copy, {heading} div pre.copy"):
-            pre.click()
-            text = page.execute_script("return getSelection().toString()")
-            taken.setdefault(part, []).append(text)
-    genotype, sample = map(json.loads, taken["architecture"][:2])
-    assert Genotype.from_json(genotype) == Genotype.load(finished / "genotype.json")
-    assert sample == read(finished / "result.json")["nni_sample"]
-    assert yaml.safe_load(taken["configuration"][-1]) == yaml.safe_load((finished / "config.yaml").read_text())
+def test_architecture_and_configuration_are_selected_by_a_click(finished, single, opened):
+    page = opened(single)
+    taken = []
+    for text in page.find_elements("css selector", "pre.copy"):
+        text.click()
+        taken.append(page.execute_script("return getSelection().toString()"))
+    assert Genotype.from_json(json.loads(taken[0])) == Genotype.load(finished / "genotype.json")
+    assert json.loads(taken[1]) == read(finished / "result.json")["nni_sample"]
+    assert yaml.safe_load(taken[-1]) == yaml.safe_load((finished / "config.yaml").read_text())
     assert str(Genotype.load(finished / "genotype.json")) in [p.text for p in page.find_elements("tag name", "pre")]
 
 
-def test_command_and_python_lines_retrain_to_the_same_numbers(finished, tmp_path, monkeypatch):
-    run = copied(finished, tmp_path, "with space")
-    html = write_report([str(run)]).read_text()
-    command, python = (Text(part).words for part in re.findall(r'<pre class="copy"[^>]*>(.*?)</pre>', html, re.S)[2:4])
+def test_command_and_python_lines_retrain_to_the_same_numbers(finished, single, monkeypatch):
+    copyable = re.findall(r'<pre class="copy"[^>]*>(.*?)</pre>', single.read_text(), re.S)
+    command, python = (Text(part).words for part in copyable[2:4])
     change, retrain = "".join(command).splitlines()
     assert shlex.split(change) == ["cd", str(finished.parents[1])]
     monkeypatch.chdir(shlex.split(change)[1])
     program, *words = shlex.split(retrain)
-    assert (program, words) == ("nni-fairdarts", ["retrain", str(run), "--into", "retrain-2"])
+    assert (program, words) == ("nni-fairdarts", ["retrain", str(finished), "--into", "retrain-2"])
     assert main(words) == 0
     exec(compile("".join(python).replace("retrain-2", "retrain-3"), "page", "exec"), {})
     known = ("test_accuracy", "parameters", "multiply_adds", "genotype")
-    results = [read(run / name / "result.json") for name in ("retrain", "retrain-2", "retrain-3")]
-    assert [{key: result[key] for key in known} for result in results[1:]] == 2 * [
-        {key: results[0][key] for key in known}
-    ]
+    results = [read(finished / name / "result.json") for name in ("retrain", "retrain-2", "retrain-3")]
+    first, *again = [{key: result[key] for key in known} for result in results]
+    assert again == [first, first]
 
 
-def test_page_is_as_wide_as_a_telephone(finished, opened, running, tmp_path):
-    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    running.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        opened(write_report([str(finished), str(copied(finished, tmp_path, seed=7))], tmp_path / "page.html"))
-    finally:
-        width, height = ui.SIZE
-        running.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {**size, "width": width, "height": height, "mobile": False}
-        )
+def test_an_earlier_report_is_replaced(finished, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(MARK + "before")
+    text = text_of(finished, output=file)
+    assert "before" not in text
+    assert "--into retrain-" in text
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
 def test_unfinished_runs_say_what_is_missing(finished, tmp_path):
-    run = copied(finished, tmp_path)
-    html = tmp_path / "page.html"
-    retraining = run / "retrain"
-    (retraining / "result.json").unlink()
-    text = text_of(run, output=html)
-    assert "It is not retrained: the accuracy, parameters and multiply-adds of the derived network are unknown." in text
-    assert f"nni-fairdarts retrain --resume {retraining} nni-fairdarts retrain {run} --into retrain-2" in text
-    assert "retraining unfinished" in text
-    shutil.rmtree(retraining)
-    text = text_of(run, output=html)
-    assert "fairdarts, seed 2, not retrained" in text
-    assert f"nni-fairdarts retrain {run} In Python" in text
-
+    run = copied(finished, tmp_path, "with space")
+    quoted, retraining = shlex.quote(str(run)), run / "retrain"
     for name in ("result.json", "genotype.json", "sample.json"):
-        (run / name).unlink()
-    lines = (run / "history.jsonl").read_text().splitlines(keepends=True)
-    (run / "history.jsonl").write_text(lines[0])
-    text = text_of(run, output=html)
+        (run / name).rename(tmp_path / name)
+    history = (run / "history.jsonl").read_text()
+    (run / "history.jsonl").write_text(history.splitlines(keepends=True)[0])
+    (retraining / "result.json").unlink()
+    text = text_of(run, output=tmp_path / "page.html")
     assert "fairdarts, seed 2, search unfinished, epoch 1 of 2" in text
     assert (
-        "The search is not finished (1 of 2 epochs): nothing is derived yet, and numbers are the last epoch's." in text
+        "The search is not finished (1 of 2 epochs): nothing is derived yet, and numbers are the last epoch's" in text
     )
-    assert f"nni-fairdarts search --resume {run}" in text
+    assert f"nni-fairdarts search --resume {quoted}" in text
     assert "What the normal cell would keep after epoch 1" in text
-    accuracy = json.loads(lines[0])["val_acc"]
-    assert f"accuracy, supernet {accuracy:.2%} after epoch 1" in text
+    assert f"accuracy, supernet {json.loads(history.splitlines()[0])['val_acc']:.2%} after epoch 1" in text
     assert "accuracy, retrained – not retrained" in text
 
-
-def test_a_history_alone_is_shown(finished, tmp_path):
-    shutil.copy(finished / "history.jsonl", tmp_path)
-    text = text_of(tmp_path / "history.jsonl", output=tmp_path / "page.html")
-    assert "There is no config.yaml beside the history, so its settings are not known" in text
-    assert "Figures" in text
-    assert "Retraining" not in text
+    (run / "history.jsonl").write_text(history)
+    for name in ("result.json", "genotype.json", "sample.json"):
+        (tmp_path / name).rename(run / name)
+    begun = of_recorded(read_recorded(run))
+    assert begun.state == "retraining unfinished"
+    assert guide(begun).commands.splitlines()[1:] == [
+        f"nni-fairdarts retrain --resume {shlex.quote(str(retraining))}",
+        f"nni-fairdarts retrain {quoted} --into retrain-2",
+    ]
+    assert guide(replace(begun, experiment="abc")).commands == "nni-fairdarts launch --resume abc"
+    shutil.rmtree(retraining)
+    never = of_recorded(read_recorded(run))
+    assert never.state == "not retrained"
+    assert guide(never).commands.splitlines()[1:] == [f"nni-fairdarts retrain {quoted}"]
+    assert missing(never) == [
+        "It is not retrained: the accuracy, parameters and multiply-adds of the derived network are unknown."
+    ]
 
 
 def test_spaces_without_cells_and_strategies_without_gates(tmp_path):
@@ -291,119 +289,135 @@ def test_spaces_without_cells_and_strategies_without_gates(tmp_path):
         (folder / "history.jsonl").write_text("\n".join(history) + "\n")
         result = {"supernet_accuracy": 0.5, "nni_sample": sample, "skip_connections": {"layers": 1}, "seconds": 2.0}
         (folder / "result.json").write_text(json.dumps(result))
-    text = text_of(folders["fairdarts"], output=tmp_path / "page.html")
+    text = text_of(*folders.values(), output=tmp_path / "page.html")
     assert "There are no derived cells to draw: the space is not of cells." in text
     assert '"layer2": "skip_connect"' in text
     assert "Dominant skip connections over the epochs" in text
     assert "The discretisation gap was not measured." in text
-    text = text_of(*folders.values(), output=tmp_path / "page.html")
     assert "There are no figures of gates: random samples networks and has no gates." in text
     assert "Decided gates over the epochs. Those under 0.1 or over 0.9. Not recorded in random." in text
 
 
 # -- several runs ------------------------------------------------------------------------------------------------------
 
-
-ACCURACIES = {
-    ("fairdarts", 1): {0: 0.9, 1: 0.85},
-    ("fairdarts", 10): {0: 0.95, 1: 0.97, 2: 0.93},
-    ("darts", None): {0: 0.8, 1: 0.6},
-}
+ACCURACIES = {"one": 0.9, "other": 0.85, "longer": 0.95}
+EVIL = '<script>alert(1)<!-- "&amp; $\\frac{'
+TAG = '<img src="https://example.org/x.png" onerror="document.title=1">'
 
 
 @pytest.fixture(scope="module")
 def several(finished, tmp_path_factory):
-    """Runs of ACCURACIES, with other numbers each; {name: folder}."""
-    into, found = tmp_path_factory.mktemp("several"), {}
-    for (strategy, weight), seeds in ACCURACIES.items():
-        for seed, accuracy in seeds.items():
-            name = f"{strategy}-{weight}-{seed}"
-            search = {"search__strategy": strategy, "search__zero_one_weight": float(weight or 3)}
-            folder = found[name] = copied(finished, into, name, seed=seed, **search)
-            gap = 0.1 + seed / 7 + (strategy == "darts") / 3
-            changed(folder / "result.json", discretization_gap=gap, supernet_accuracy=accuracy - 0.1)
-            changed(folder / "retrain" / "result.json", test_accuracy=accuracy, parameters=1_500_000 + seed)
+    """Runs to be compared, by their names: three of fairdarts, one of darts, and a history without its run."""
+    into = tmp_path_factory.mktemp("several")
+    found = {
+        "one": copied(finished, into, "one", seed=0, search__zero_one_weight=5.0),
+        "other": copied(finished, into, "other", seed=1, search__zero_one_weight=5.0),
+        "longer": copied(finished, into, "longer", seed=0),
+        EVIL: copied(finished, into, EVIL, seed=0, search__strategy="darts", data__name="my:$\\frac{<b>"),
+        "bare": into / "bare",
+    }
+    for number, (name, accuracy) in enumerate(ACCURACIES.items()):
+        changed(found[name] / "result.json", discretization_gap=0.1 + number / 7)
+        changed(found[name] / "retrain" / "result.json", test_accuracy=accuracy, parameters=1_500_000 + number)
+    retraining = found["longer"] / "retrain" / "config.yaml"
+    content = yaml.safe_load(retraining.read_text())
+    content["retrain"]["epochs"] = 600  # as `retrain RUN --retrain.epochs 600` writes it
+    retraining.write_text(yaml.safe_dump(content))
+    (start,) = read(found[EVIL] / "environment.json")["starts"]
+    changed(
+        found[EVIL] / "environment.json", starts=[{**start, "device_name": TAG, "git": {"commit": TAG, "dirty": 1}}]
+    )
+    changed(found[EVIL] / "result.json", nni_sample={TAG: TAG}, supernet_accuracy=TAG)
+    found["bare"].mkdir()
+    shutil.copy(finished / "history.jsonl", found["bare"])
     return found
 
 
-def test_comparison_has_every_run_and_the_means(several, opened, tmp_path):
-    page = opened(write_report([str(folder) for folder in several.values()], tmp_path / "page.html"))
-    assert page.find_element("tag name", "h1").text == "Comparison of 7 searches"
-    assert page.find_elements("css selector", "main > .notes") == []
+@pytest.fixture(scope="module")
+def comparison(several, tmp_path_factory):
+    """Their page."""
+    return write_report([str(run) for run in several.values()], tmp_path_factory.mktemp("page") / "page.html")
+
+
+def test_comparison_has_every_run_and_the_means(several, comparison, opened):
+    page = opened(comparison)
+    assert page.find_element("tag name", "h1").text == page.title == "Comparison of 5 searches"
     rows = table(page, "runs")
     assert [row["run"][0] for row in rows] == list(several)
-    for row, folder in zip(rows, several.values(), strict=True):
+    for row, folder in zip(rows[:3], several.values(), strict=False):
         searched, retrained = read(folder / "result.json"), read(folder / "retrain" / "result.json")
         accuracy = retrained["test_accuracy"]
         assert row["accuracy, retrained"] == (f"{accuracy:.2%}", accuracy, None)
         assert row["discretisation gap"][1] == searched["discretization_gap"]
         assert row["parameters"] == ("1.50 M", retrained["parameters"], None)
         assert row["state"][0] == "finished"
+    assert rows[4]["state"][0] == "without a configuration, 2 epochs"
+    last = json.loads((several["bare"] / "history.jsonl").read_text().splitlines()[-1])
+    assert rows[4]["accuracy, supernet"] == (f"{last['val_acc']:.2%}\nepoch 2", last["val_acc"], None)
+    about = ("strategy", "zero_one_weight", "data.name", "retrain.epochs", "runs")
     means = table(page, "means")
-    assert [(row["strategy"][0], row["zero_one_weight"][0], row["runs"][0]) for row in means] == [
-        ("fairdarts", "1", "2"),
-        ("fairdarts", "10", "3"),
-        ("darts", "–", "2"),
+    assert [tuple(row[name][0] for name in about) for row in means] == [
+        ("fairdarts", "5", "digits", "1", "2"),
+        ("fairdarts", "10", "digits", "600", "1"),
+        ("fairdarts", "?", "?", "?", "1"),
+        ("darts", "–", "my:$\\frac{<b>", "1", "1"),
     ]
-    for row, ((strategy, weight), seeds) in zip(means, ACCURACIES.items(), strict=True):
-        mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())
-        assert row["accuracy, retrained"][1:] == pytest.approx((mean, deviation), rel=1e-12)
-        assert row["accuracy, retrained"][0] == f"{mean * 100:.2f} ± {deviation * 100:.2f}%"
-        gaps = [
-            read(f / "result.json")["discretization_gap"]
-            for n, f in several.items()
-            if n.startswith(f"{group[0]}-{group[1]}-")
-        ]
-        assert row["discretisation gap"][1:] == pytest.approx(
-            (statistics.mean(gaps), statistics.stdev(gaps)), rel=1e-12
-        )
-    alts = [image.get_attribute("alt") for image in page.find_elements("css selector", "#curves ~ .pair img")]
-    assert alts[:4] == [
+    mean, deviation = statistics.mean([0.9, 0.85]), statistics.stdev([0.9, 0.85])
+    assert means[0]["accuracy, retrained"][0] == "87.50 ± 3.54%"
+    assert means[0]["accuracy, retrained"][1:] == pytest.approx((mean, deviation), rel=1e-12)
+    assert means[0]["discretisation gap"][1:] == pytest.approx((0.1 + 1 / 14, statistics.stdev([0, 1 / 7])), rel=1e-12)
+    assert means[1]["accuracy, retrained"] == ("95.00%", 0.95, None)
+    assert means[2]["accuracy, supernet"] == ("", None, None)  # of a search that is not finished
+
+
+def test_comparison_has_curves_and_cells_and_links(several, comparison, opened):
+    page = opened(comparison)
+    titles = [image.get_attribute("alt") for image in page.find_elements("tag name", "img")]
+    assert titles[:4] == [
         "The supernet in validation, over the epochs",
         "Discretisation gap over the epochs",
         "Dominant skip connections over the epochs, all cells together",
         "Decided gates over the epochs",
     ]
-    assert alts.count("The derived normal cell") + len(
-        page.find_elements("css selector", "img.wide[alt='The derived normal cell']")
-    ) == len(several)
-    for link in page.find_elements("css selector", "table[aria-labelledby=runs] a"):
+    assert titles.count("The derived normal cell") == 4
+    assert titles.count("What the normal cell would keep after epoch 2") == 1
+    links = page.find_elements("css selector", "table[aria-labelledby=runs] a")
+    assert len(links) == 5
+    for link in links:
         target = page.find_element("id", link.get_attribute("href").partition("#")[2])
         assert (target.tag_name, target.text) == ("h2", link.text)
 
 
-def test_names_and_texts_are_shown_as_they_are(finished, opened, tmp_path):
-    name = '<script>alert(1)<!-- "&amp; $\\frac{'
-    run = copied(finished, tmp_path, name, seed=8, data__name="my:$\\frac{<b>")
-    start = read(run / "environment.json")["starts"][0]
-    bad = '<img src="https://example.org/x.png" onerror="document.title=1">'
-    changed(run / "environment.json", starts=[{**start, "device_name": bad, "git": {"commit": bad, "dirty": True}}])
-    changed(run / "result.json", nni_sample={bad: bad}, supernet_accuracy=bad)
-    page = opened(write_report([str(finished), str(run)], tmp_path / "page.html"))
-    (heading,) = [h for h in page.find_elements("tag name", "h2") if "alert" in h.text]
-    assert heading.text == name
-    assert f"git {bad}, with changes that are not committed" in page.find_element("tag name", "body").text
-    (warning,) = page.find_elements("css selector", "main > .notes li")
-    assert warning.text.startswith("Other data: data.name is digits in tiny; my:$\\frac{<b> in <script>alert(1)")
-    assert page.title == "Comparison of 2 searches"
+def test_comparison_warns_of_what_does_not_compare(comparison, opened):
+    page = opened(comparison)
+    said = [sentence.text for sentence in page.find_elements("css selector", "main > .notes li")]
+    fair = "one, other and longer"
+    assert said == [
+        f"Other data: data.name is digits in {fair}; my:$\\frac{{<b> in {EVIL}. Accuracies of these runs do not compare.",
+        f"Other retraining: retrain.epochs is 1 in one, other and {EVIL}; 600 in longer. Accuracies of these runs do not "
+        "compare.",
+        "Not known: the settings of bare. Whether their numbers compare is not known either.",
+    ]
+    assert "The retraining had other settings: retrain.epochs 600." in page.find_element("tag name", "main").text
 
 
-def test_other_data_and_other_retraining_are_named(finished, tmp_path):
-    cifar = copied(finished, tmp_path, "cifar", data__name="cifar10")
-    longer = copied(finished, tmp_path, "longer")
-    content = yaml.safe_load((longer / "retrain" / "config.yaml").read_text())
-    content["retrain"]["epochs"] = 600  # as `retrain RUN --retrain.epochs 600` writes it
-    (longer / "retrain" / "config.yaml").write_text(yaml.safe_dump(content))
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    shutil.copy(finished / "history.jsonl", bare)
-    text = text_of(finished, cifar, longer, bare, output=tmp_path / "page.html")
-    assert (
-        "Other data: data.name is digits in tiny and longer; cifar10 in cifar. Accuracies of these runs do not" in text
-    )
-    assert "Other retraining: retrain.epochs is 1 in tiny and cifar; 600 in longer. Accuracies of these" in text
-    assert "Not known: the settings of bare. Whether their numbers compare is not known either." in text
-    assert "The retraining had other settings: retrain.epochs 600." in text
+def test_texts_from_files_are_shown_as_they_are(comparison, opened):
+    page = opened(comparison)
+    assert EVIL in [heading.text for heading in page.find_elements("tag name", "h2")]
+    assert f"git {TAG}, with changes that are not committed" in page.find_element("tag name", "main").text
+    assert json.dumps({TAG: TAG}, indent=2) in [text.text for text in page.find_elements("tag name", "pre")]
+    assert ui.errors(page) == []
+
+
+def test_page_fits_a_telephone(comparison, opened, running):
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    running.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        opened(comparison)
+    finally:
+        width, height = ui.SIZE
+        size |= {"width": width, "height": height, "mobile": False}
+        running.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def run_with(name, strategy="fairdarts", measured=None, **settings):
@@ -479,7 +493,7 @@ def test_what_cannot_be_shown_is_named(finished, tmp_path, capsys, monkeypatch):
         (str(finished), f"{finished}/../tiny"): "tiny is named twice; name every run once",
         (str(finished), "--output", str(tmp_path)): "is a folder; give --output a file's name",
         (str(finished), "--output", str(finished / "config.yaml")): "exists already and is no report; choose another",
-        (str(finished), "--output", "no/page.html"): "cannot write no/page.html: No such file or directory; choose",
+        (str(finished), "--output", "no/page.html"): "cannot write into the folder no; choose another place",
     }
     for words, message in said.items():
         assert main(["report", *words]) == 2
@@ -488,19 +502,17 @@ def test_what_cannot_be_shown_is_named(finished, tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_damaged_files_are_named(finished, tmp_path):
+    run = copied(finished, tmp_path)
+    (run / "retrain" / "config.yaml").write_text("seed: [")
+    with pytest.raises(InputError, match=r"retrain/config\.yaml"):
+        write_report([str(run)])
+
+
 def test_two_runs_of_a_name_are_told_apart(finished, tmp_path):
-    (tmp_path / "other").mkdir()
-    other = copied(finished, tmp_path / "other", "tiny")
-    text = text_of(finished, other, output=tmp_path / "page.html")
-    assert "runs/tiny" in text
-    assert "other/tiny" in text
-
-
-def test_an_earlier_report_is_replaced_and_the_same_run_gives_the_same_page(finished, tmp_path):
-    run, file = copied(finished, tmp_path), tmp_path / "copy" / "report.html"
-    assert write_report([str(run)]) == file
-    before = file.read_bytes()
-    assert write_report([str(run)]).read_bytes() == before
+    others = [copied(finished, tmp_path / f"{place}/runs", "tiny") for place in "ab"]
+    sources = read_sources([str(run) for run in (finished, *others)])
+    assert [run.name for source in sources for run in source.runs] == ["runs/tiny", "runs/tiny (2)", "runs/tiny (3)"]
 
 
 def test_without_matplotlib_its_extra_is_named(finished):
@@ -508,10 +520,3 @@ def test_without_matplotlib_its_extra_is_named(finished):
     done = subprocess.run([sys.executable, "-c", code, "report", str(finished)], capture_output=True, text=True)
     assert done.returncode == 2
     assert "figures need matplotlib; install it with: pip install 'nni-fairdarts[plots]'" in done.stderr
-
-
-def test_damaged_files_are_named(finished, tmp_path):
-    run = copied(finished, tmp_path)
-    (run / "retrain" / "config.yaml").write_text("seed: [")
-    with pytest.raises(InputError, match=r"retrain/config\.yaml"):
-        write_report([str(run)])

@@ -21,8 +21,8 @@ _PLACES = {
     "losses": "curves",
     "save": "album",
     "skips": "curves",
-    "trajectories": "trajectories",
-    "trajectory": "trajectories",
+    "trajectories": "panels",
+    "trajectory": "panels",
 }
 
 __all__ = sorted(_PLACES)

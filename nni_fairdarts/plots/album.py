@@ -5,52 +5,72 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import CELLS
 from nni_fairdarts.plots import cells, curves, matrices
 from nni_fairdarts.plots.canvas import stem, styled
 from nni_fairdarts.plots.derived import kept
-from nni_fairdarts.plots.groups import sheets, title_of
-from nni_fairdarts.plots.trajectories import trajectories
+from nni_fairdarts.plots.groups import looks_of, sheets, title_of
+from nni_fairdarts.plots.panels import trajectories, trajectory
 from nni_fairdarts.recorded import Recorded
 
 FORMATS = ("png", "svg")
 
 
 def figures(recorded: Recorded, only: Sequence[str] = ()) -> dict[str, Figure]:
-    """All figures that a record has, by the stems of their files' names; with ``only`` those."""
-    return {name: draw() for name, draw in _chosen(recorded, only).items()}
+    """All figures that a record has, by the stems of their files' names.
+
+    only: names, or their first words, of those that are wanted. Raises InputError for an unknown one.
+    """
+    return {name: draw() for name, draw in chosen(recorded, only).items()}
 
 
-def save(recorded: Recorded, folder: Path, formats: Sequence[str] = FORMATS, only: Sequence[str] = ()) -> list[Path]:
-    """Write a record's figures into ``folder``; an earlier one of the same name is replaced. Returns the files.
+def save(
+    recorded: Recorded,
+    folder: Path | str,
+    formats: Sequence[str] = FORMATS,
+    only: Sequence[str] = (),
+    edge: tuple | None = None,
+    progress: bool = False,
+) -> list[Path]:
+    """Write a record's figures into ``folder``; earlier ones of the same names are replaced. Returns the files.
 
-    Raises InputError for unknown formats and names, and where nothing can be written.
+    edge: (label, node, source), or (label,) of a choice: instead of all figures, or beside ``only``, the gates of that.
+    Raises InputError for unknown formats, names and edges, and where nothing can be drawn or written.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"unknown format {unknown[0]!r}; known: {', '.join(FORMATS)}")
-    chosen = _chosen(recorded, only)
-    folder = Path(folder)
-    paths = []
+    drawn = chosen(recorded, only) if only or edge is None else {}
+    if edge is not None:
+        label, *ends = edge
+        name = "_".join(["trajectory", stem(label), *map(str, reversed(ends))])
+        drawn[name] = partial(trajectory, recorded, label, tuple(ends) or None)
+    if not drawn:
+        raise InputError(f"the history of {recorded.name} has neither gates nor losses, so there is nothing to draw")
+    folder, paths = Path(folder), []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in chosen.items():
+        # A bar after two seconds, and none where nobody looks.
+        for name, draw in tqdm(drawn.items(), "figures", leave=False, delay=2, disable=None if progress else True):
             figure = draw()
+            folder.mkdir(parents=True, exist_ok=True)
             for format in formats:
                 paths.append(folder / f"{name}.{format}")
-                with styled():
+                with styled():  # without the date the same record gives the same file
                     figure.savefig(paths[-1], metadata={"Date": None} if format == "svg" else None)
     except OSError as error:
         raise InputError(f"cannot write figures to {folder}: {error.strerror or error}; give another folder") from error
     return paths
 
 
-def _chosen(recorded: Recorded, only: Sequence[str]) -> dict[str, Callable[[], Figure]]:
+def chosen(recorded: Recorded, only: Sequence[str] = ()) -> dict[str, Callable[[], Figure]]:
+    """{name of a figure: what draws it}, as ``figures`` has it."""
     known = dict(_all(recorded))
-    if unknown := [name for name in only if name not in known]:
+    words = {name.partition("_")[0] for name in known}
+    if unknown := [name for name in only if name not in known.keys() | words]:
         raise InputError(f"{recorded.name} has no figure {unknown[0]!r}; it has: {', '.join(known)}")
-    return {name: draw for name, draw in known.items() if name in only or not only}
+    return {name: draw for name, draw in known.items() if not only or {name, name.partition("_")[0]} & set(only)}
 
 
 def _all(recorded: Recorded) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -83,6 +103,6 @@ def derived(recorded: Recorded, label: str) -> Figure:
     found = recorded.genotype is not None and label in CELLS
     concat = getattr(recorded.genotype, f"{label}_concat") if found else sorted(nodes)
     title = (
-        f"Derived: {title_of(label)}" if found else f"What {title_of(label)} keeps behind epoch {recorded.epochs[-1]}"
+        f"Derived: {title_of(label)}" if found else f"What {title_of(label)} keeps after epoch {recorded.epochs[-1]}"
     )
-    return cells.cell(edges, concat, title=title)
+    return cells.cell(edges, concat, title=title, palette=looks_of(recorded))

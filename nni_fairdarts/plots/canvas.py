@@ -27,7 +27,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.dpi": 150,
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",  # for a reader who lacks the font
     "svg.hashsalt": "nni-fairdarts",
 }
 
@@ -73,12 +73,12 @@ def write(figure: Figure, left: float, top: float, text: str, **settings):
     return figure.text(left / width, 1 - top / height, text, **settings)
 
 
-def over_epochs(ax: Axes, recorded: Recorded, label: bool = True) -> None:
-    """Give ``ax`` the recorded epochs as its abscissa, whole numbers; a single one stands in the middle."""
+def over_epochs(ax: Axes, recorded: Recorded, label: bool = True, most: int = 8) -> None:
+    """Give ``ax`` the recorded epochs as its abscissa, in at most ``most`` steps; a single one stands in the middle."""
     first, last = recorded.epochs[0], recorded.epochs[-1]
-    margin = max(0.5, 0.02 * (last - first)) if last == first else 0.03 * (last - first)
+    margin = 0.03 * (last - first) or 0.5
     ax.set_xlim(first - margin, last + margin)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
     if label:
         ax.set_xlabel("epoch")
 
@@ -97,11 +97,11 @@ def gate_word(recorded: Recorded) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """``text`` with its middle left out where it is longer than ``length``."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+    """``text`` with its middle left out where it is longer than ``length``; no $ begins mathematics."""
+    if len(text) > length:
+        head = (length - 1) // 2
+        text = f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+    return text.replace("$", r"\$")
 
 
 def stem(name: str) -> str:

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from nni_fairdarts.edges import Edge, checked_edges, prune
+from nni_fairdarts.edges import Edge, prune
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.plots.canvas import LETTER, SMALL, TITLE, WIDE, blank, place, styled, write
-from nni_fairdarts.plots.colors import DROPPED, looks
+from nni_fairdarts.plots.colors import DROPPED, Look, looks
 from nni_fairdarts.plots.lanes import OUTPUT, Link, bars, laid, passing
 
 LANE, BAR, MARGIN, ENDS = 0.27, 0.28, 0.15, 0.17  # inches; ENDS: above the first and below the last lane
@@ -20,16 +20,25 @@ LARGEST = 200  # operations of a cell that can be drawn
 
 
 @styled()
-def cell(edges: Iterable[Edge], concat: Sequence[int] | None = None, ax: Axes | None = None, title: str = "") -> Figure:
+def cell(
+    edges: Iterable[Edge],
+    concat: Sequence[int] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    palette: dict[str, Look] | None = None,
+) -> Figure:
     """A cell of ``edges``, (operation, node, source), whose output concatenates the nodes ``concat``, or all of them.
 
     Every operation is an arrow in its color from its source to its node; what only passes a node shows faintly through
     its bar. Nodes that are not built, for no way leads to them from the cell's inputs, are grey, as are the edges that
     leave them. A figure of its own grows with the cell; an ``ax`` should have 8 inches, and 0.3 for every lane.
+    ``palette``: looks of operations that this package does not know.
 
-    Raises InputError for edges that cannot be, and for more than 200.
+    Raises InputError for more than 200 operations or nodes.
     """
-    graph = _graph(checked_edges("edges", tuple(edges)), concat)
+    edges = tuple(edge if isinstance(edge, Edge) else Edge(*edge) for edge in edges)
+    palette = palette or looks(edge.operation for edge in edges)
+    graph = _graph(edges, concat)
     if ax is None:
         figure = blank(graph.width, TITLE + graph.height)
         write(figure, 0.1, 0.1, title, fontsize=10)
@@ -37,7 +46,7 @@ def cell(edges: Iterable[Edge], concat: Sequence[int] | None = None, ax: Axes | 
     else:
         ax.set_title(title)
     for link, lane in zip(graph.links, graph.lanes, strict=True):
-        _arrow(ax, graph, link, lane)
+        _arrow(ax, graph, link, lane, palette)
     for state, (low, high) in graph.reached.items():
         _bar(ax, graph, state, low, high)
     ax.set_xlim(0, graph.width)
@@ -96,8 +105,8 @@ def _graph(edges: tuple[Edge, ...], concat: Sequence[int] | None) -> _Graph:
     return _Graph(links, lanes, columns, reached, set(nodes) - built, step)
 
 
-def _arrow(ax: Axes, graph: _Graph, link: Link, lane: int) -> None:
-    look = None if link.operation is None else looks([link.operation])[link.operation]
+def _arrow(ax: Axes, graph: _Graph, link: Link, lane: int, palette: dict[str, Look]) -> None:
+    look = None if link.operation is None else palette[link.operation]
     grey = link.dropped or look is None
     start, end, y = graph.x(link.source) + BAR / 2, graph.x(link.node) - BAR / 2, graph.y(lane)
     arrow = {

@@ -17,7 +17,8 @@ class Look:
 
 # The seven operations of the paper have the colors of Okabe and Ito (Color Universal Design, 2008) without yellow,
 # which is hard to see on white: told apart with any kind of color vision. There are no eighteen such colors, so those
-# of the other operations, of Tol's palettes (SRON technical note 3.2, 2021), come with a line style of their own.
+# of the other operations, of Tol's palettes (SRON/EPS/TN/09-002), come with line styles: where two of them have the
+# same style, they too are told apart with any color vision.
 _SOLID, _DASHED, _DOTTED, _MIXED = "solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
 _LOOKS = {
     "max_pool_3x3": Look("#56B4E9", _SOLID, "o"),
@@ -27,17 +28,17 @@ _LOOKS = {
     "sep_conv_5x5": Look("#000000", _SOLID, "v"),
     "dil_conv_3x3": Look("#E69F00", _SOLID, "P"),
     "dil_conv_5x5": Look("#CC79A7", _SOLID, "X"),
-    "avg_pool_2x2": Look("#332288", _DASHED, "s"),
-    "avg_pool_5x5": Look("#88CCEE", _DASHED, "s"),
-    "max_pool_2x2": Look("#882255", _DASHED, "o"),
+    "avg_pool_2x2": Look("#CCBB44", _DASHED, "s"),
+    "avg_pool_5x5": Look("#661100", _DASHED, "s"),
+    "max_pool_2x2": Look("#EE3377", _DASHED, "o"),
     "max_pool_5x5": Look("#44AA99", _DASHED, "o"),
     "max_pool_7x7": Look("#332288", _DOTTED, "o"),
-    "conv_1x1": Look("#999933", _DASHED, "*"),
-    "conv_3x3": Look("#AA4499", _DOTTED, "*"),
-    "sep_conv_7x7": Look("#117733", _DOTTED, "^"),
-    "dil_sep_conv_3x3": Look("#CC6677", _DOTTED, "P"),
-    "conv_3x1_1x3": Look("#EE7733", _MIXED, "<"),
-    "conv_7x1_1x7": Look("#0077BB", _MIXED, ">"),
+    "conv_1x1": Look("#117733", _DASHED, "*"),
+    "conv_3x3": Look("#882255", _DOTTED, "*"),
+    "sep_conv_7x7": Look("#EE6677", _DOTTED, "^"),
+    "dil_sep_conv_3x3": Look("#999933", _DOTTED, "P"),
+    "conv_3x1_1x3": Look("#AA4499", _MIXED, "<"),
+    "conv_7x1_1x7": Look("#CC3311", _MIXED, ">"),
 }
 COLORS = {name: look.color for name, look in _LOOKS.items()}
 """The color of every operation that this package knows."""

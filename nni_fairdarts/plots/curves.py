@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.plots.canvas import NARROW, blank, diagram, over_epochs, styled
+from nni_fairdarts.plots.canvas import NARROW, blank, diagram, gate_word, over_epochs, styled
 from nni_fairdarts.plots.colors import DROPPED
 from nni_fairdarts.plots.derived import dominant_skips
 from nni_fairdarts.recorded import Recorded
@@ -23,10 +23,12 @@ _LINES = (
 
 
 def _line(ax: Axes, recorded: Recorded, values: np.ndarray, number: int, label: str | None = None) -> None:
+    """A line through the epochs that have a number; where two are equal, the later line's markers are the smaller."""
     color, marker, dashes = _LINES[number % len(_LINES)]
-    size = 3.5 if len(values) <= 60 else 0
+    size = 5 - 0.5 * (number % len(_LINES)) if len(values) <= 60 else 0
+    there = ~np.isnan(values)
     settings = {"color": color, "marker": marker, "markersize": size, "linestyle": dashes, "linewidth": 1.4}
-    ax.plot(recorded.epochs, values, label=label, **settings)
+    ax.plot(recorded.epochs[there], values[there], label=label, **settings)
 
 
 def _beside(ax: Axes) -> None:
@@ -35,7 +37,7 @@ def _beside(ax: Axes) -> None:
 
 @styled()
 def skips(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """Dominant skip connections behind every epoch: a line for each kind of cell, one for all choices together."""
+    """Dominant skip connections after every epoch: a line for each kind of cell, one for all choices together."""
     counts = skip_counts(recorded)
     if not counts:
         raise InputError(f"no gate of {recorded.name} stands for skip_connect, so there are none to count")
@@ -73,20 +75,21 @@ def skip_counts(recorded: Recorded) -> dict[str, tuple[np.ndarray, int]]:
 
 @styled()
 def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
-    """Two diagrams: the share of gates under 0.1 or over 0.9, and how many reach the threshold, behind every epoch."""
+    """Two diagrams: the share of gates under 0.1 or over 0.9, and how many reach the threshold, after every epoch."""
     figure = blank(NARROW, 4.2, figure)
     figure.set_layout_engine("constrained")
     upper, lower = figure.subplots(2, sharex=True)
-    total = recorded.history[-1]["gates_total"]
+    word = f"{gate_word(recorded)}s"
+    total = sum(recorded.gates(label)[-1].size for label in recorded.labels)
     _line(upper, recorded, 100 * recorded.series("decided_gates"), 0)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("%")
-    upper.set_title(f"Decided: share of the {total} gates under 0.1 or over 0.9")
-    _line(lower, recorded, recorded.series("open_gates"), 1)
+    upper.set_title(f"Decided: share of the {total} {word} under 0.1 or over 0.9")
+    _line(lower, recorded, recorded.series("open_gates"), 0)
     lower.set_ylim(bottom=-0.03 * max(1, np.nanmax(recorded.series("open_gates"))))
     lower.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    lower.set_ylabel("gates")
-    lower.set_title(f"Open: gates at or over {recorded.threshold:g}")
+    lower.set_ylabel("count")
+    lower.set_title(f"Open: {word} of at least {recorded.threshold:g}")
     over_epochs(upper, recorded, label=False)
     over_epochs(lower, recorded)
     return figure
@@ -94,12 +97,12 @@ def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
 
 @styled()
 def accuracy(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """What the supernet was worth on the validation's data behind every epoch: accuracy in %, or another metric."""
+    """What the supernet was worth on the validation's data after every epoch: accuracy in %, or another metric."""
     name = metric(recorded)
     if name is None:
         raise InputError(f"the search {recorded.name} was never validated, so there is no accuracy to show")
     ax = diagram(ax)
-    share = name.endswith(("acc", "accuracy"))
+    share = _is_share(name)
     _line(ax, recorded, recorded.series(name) * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("%" if share else name)
@@ -134,7 +137,7 @@ def losses(recorded: Recorded, figure: Figure | None = None) -> Figure:
     parts[0].set_ylabel("loss")
     _beside(parts[0])
     if own:
-        _line(parts[1], recorded, recorded.series(own[0]), 4)
+        _line(parts[1], recorded, recorded.series(own[0]), 0)
         parts[1].set_title("Zero-one loss, before its weight")
         parts[1].set_ylabel("loss")
     for part in parts:
@@ -158,14 +161,20 @@ def loss_names(recorded: Recorded) -> list[str]:
 
 @styled()
 def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """The discretisation gap behind every epoch at which it was measured: accuracy lost when gates are rounded."""
+    """The discretisation gap after every epoch at which it was measured: accuracy lost when gates are rounded."""
     values = recorded.series("discretization_gap")
     if np.isnan(values).all():
         raise InputError(f"no discretisation gap was measured in {recorded.name}; search with gap_batches above 0")
     ax = diagram(ax)
     ax.axhline(0, color=DROPPED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    _line(ax, recorded, 100 * values, 3)
+    share = _is_share(metric(recorded))
+    _line(ax, recorded, values * (100 if share else 1), 0)
     over_epochs(ax, recorded)
-    ax.set_ylabel("percentage points")
-    ax.set_title("Discretisation gap: accuracy lost when gates are rounded")
+    ax.set_ylabel("percentage points" if share else metric(recorded))
+    ax.set_title(f"Discretisation gap: {'accuracy' if share else 'what is'} lost when gates are rounded")
     return ax.figure
+
+
+def _is_share(name: str | None) -> bool:
+    """Whether a metric is a share of 1, to be shown in %: the gap's, where nothing else is known, is."""
+    return name is None or name.endswith(("acc", "accuracy"))

@@ -35,7 +35,7 @@ def _rule(recorded: Recorded) -> Discretization:
 
 
 def dominant_skips(recorded: Recorded, label: str) -> np.ndarray | None:
-    """How many skip connections dominated behind every epoch: (epochs,); None for what has none to offer.
+    """How many skip connections dominated after every epoch: (epochs,); None for what has none to offer.
 
     In a cell: among every node's two strongest edges, those whose strongest operation is skip_connect, whatever their
     gates, as Fair DARTS, arXiv 1911.12126, counts them. Of a choice: 1 where that is its strongest candidate.

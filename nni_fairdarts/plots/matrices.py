@@ -28,12 +28,12 @@ from nni_fairdarts.recorded import Recorded
 
 COLORS_OF_GATES = "cividis"  # made for color-blind readers: Nuñez and others, PLOS ONE 13(7), 2018
 BINS = 20
-ROW, HEADING, FOOT, BAR = 0.24, 0.5, 0.12, 0.7  # inches
+ROW, FOOT, BAR = 0.24, 0.12, 0.7  # inches
 
 
 @styled()
 def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figure:
-    """The gates of the cells ``label``, or of all "choices", behind the last epoch, as colors and as numbers.
+    """The gates of the cells ``label``, or of all "choices", after the last epoch, as colors and as numbers.
 
     Framed is what a cell keeps.
     """
@@ -43,15 +43,16 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
     groups = known[label]
     left = 0.3 + LETTER * max(len(_row(name)) for group in groups for name in group.rows)
     widths = [len(group.operations) * _cell(group) for group in groups]
-    heights = [HEADING + ROW * len(group.rows) + FOOT for group in groups]
+    headings = [0.2 + 0.16 * max(_heading(name).count("\n") + 1 for name in group.operations) for group in groups]
+    heights = [heading + ROW * len(group.rows) + FOOT for heading, group in zip(headings, groups, strict=True)]
     figure = blank(max(left + max(widths) + BAR, 4.2), TITLE + sum(heights), figure)
     epoch = recorded.epochs[-1]
-    text = f"{gate_word(recorded).capitalize()}s of {title_of(label)} behind epoch {epoch}"
+    text = f"{gate_word(recorded).capitalize()}s of {title_of(label)} after epoch {epoch}"
     frames = kept(recorded, label)
     write(figure, 0.1, 0.1, text + ("; framed: kept" if frames else ""), fontsize=10)
     top = TITLE
-    for group, width, height in zip(groups, widths, heights, strict=True):
-        ax = place(figure, left, top + HEADING, width, ROW * len(group.rows))
+    for group, width, height, heading in zip(groups, widths, heights, headings, strict=True):
+        ax = place(figure, left, top + heading, width, ROW * len(group.rows))
         image = _matrix(ax, recorded, group)
         for edge in frames:
             row, column = group.edges.index((edge.node, edge.source)), group.operations.index(edge.operation)
@@ -59,7 +60,9 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
             frame.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
             ax.add_patch(frame)
         top += height
-    bar = place(figure, left + max(widths) + 0.15, TITLE + HEADING, 0.12, min(heights[0] - HEADING - FOOT, 2.5))
+    bar = place(
+        figure, left + max(widths) + 0.15, TITLE + headings[0], 0.12, min(1.6, sum(heights) - headings[0] - FOOT)
+    )
     figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.tick_params(labelsize=SMALL)
     return figure
 
@@ -109,7 +112,7 @@ def _cell(group: Group) -> float:
 
 @styled()
 def histogram(recorded: Recorded, ax: Axes | None = None) -> Figure:
-    """How many of all gates were where, behind every epoch: epochs across, twenty equal parts of 0 to 1 upwards."""
+    """How many of all gates were where, after every epoch: epochs across, twenty equal parts of 0 to 1 upwards."""
     every = np.concatenate([recorded.gates(label).reshape(len(recorded.epochs), -1) for label in recorded.labels], 1)
     counts = np.stack([np.histogram(row, bins=BINS, range=(0, 1))[0] for row in every])
     ax = diagram(ax)

@@ -38,11 +38,14 @@ def write_report(named: Sequence[str], output: Path | None = None) -> Path:
 
 
 def _check_free(file: Path) -> None:
+    """Raise InputError, before anything is drawn, where the page cannot be written or something else is there."""
     if file.is_dir():
         raise InputError(f"{file} is a folder; give --output a file's name")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write into the folder {file.parent}; choose another place with --output")
     if os.path.lexists(file):
         try:
-            ours = file.open("rb").read(len(MARK)) == MARK.encode()
+            ours = file.read_bytes()[: len(MARK)] == MARK.encode()
         except OSError:
             ours = False
         if not ours:

@@ -62,7 +62,7 @@ def section(run: Run, anchor: str = "run") -> Section:
         anchor,
         run,
         tiles,
-        (*run.notes, *_missing(run)),
+        (*run.notes, *missing(run)),
         cells,
         others,
         architecture="" if recorded.genotype is None else str(recorded.genotype),
@@ -97,7 +97,7 @@ NOTES = {
 }
 
 
-def _missing(run: Run) -> list[str]:
+def missing(run: Run) -> list[str]:
     """Sentences about what the page cannot show of a run, and why."""
     recorded, said = run.recorded, []
     if recorded.config is None:
