@@ -15,19 +15,21 @@ import browser as ui
 import numpy as np
 import pytest
 import yaml
+from pages import check_drawn, table, tiles
 from test_cli import TINY
 
 from nni_fairdarts.cli import main
 from nni_fairdarts.config import SearchConfig, from_mapping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import Genotype
+from nni_fairdarts.manager.records import Experiment, Trial
 from nni_fairdarts.nni_strategies import STRATEGIES
 from nni_fairdarts.plots.comparison import comparisons
-from nni_fairdarts.recorded import Recorded
+from nni_fairdarts.recorded import Recorded, read_recorded
 from nni_fairdarts.report.groups import OWNERS, differing, grouped
-from nni_fairdarts.report.pages import MARK, write_report
+from nni_fairdarts.report.pages import MARK, page, write_report
 from nni_fairdarts.report.retraining import guide
-from nni_fairdarts.report.runs import Run, of_recorded, read_sources
+from nni_fairdarts.report.runs import Run, of_experiment, of_recorded, read_sources, told_apart
 from nni_fairdarts.report.sections import missing
 
 
@@ -64,52 +66,6 @@ def opened(running):
     assert ui.errors(running) == []
 
 
-def check_drawn(page):
-    """Every image is drawn at the size that the page gives it, nothing was fetched, and nothing is run."""
-    script = "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight, i.width, i.alt])"
-
-    def loaded():
-        found = page.execute_script(script)
-        return found if all(image[0] for image in found) else None
-
-    images = ui.wait(page, loaded, "the images")
-    for _, width, height, shown, alt in images:
-        assert min(width, height, shown) > 100
-        assert alt
-    assert page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
-    assert page.execute_script("return document.scripts.length") == 0
-    page_width = page.execute_script("return document.documentElement.scrollWidth")
-    assert page_width <= page.execute_script("return innerWidth"), "the page is wider than the window"
-
-
-def tiles(page, section=""):
-    """{what: (number in full, as shown)} of the first numbers on a page."""
-    found = {}
-    for tile in page.find_elements("css selector", f"{section} .tiles > div"):
-        number = tile.find_elements("css selector", "data")
-        text = tile.find_element("css selector", ".value").text
-        found[tile.find_element("tag name", "dt").text] = (
-            float(number[0].get_attribute("value")) if number else None,
-            text,
-        )
-    return found
-
-
-def table(page, heading):
-    """A table's rows, {heading: (text, number, deviation)}."""
-    part = page.find_element("css selector", f"table[aria-labelledby={heading}]")
-    names = [th.text.replace("\n", " ") for th in part.find_elements("css selector", "thead th")]
-    rows = []
-    for row in part.find_elements("css selector", "tbody tr"):
-        cells = []
-        for cell in row.find_elements("css selector", "th, td"):
-            number = cell.find_elements("css selector", "data")
-            values = [number[0].get_attribute(name) if number else None for name in ("value", "data-deviation")]
-            cells.append((cell.text, *(None if value is None else float(value) for value in values)))
-        rows.append(dict(zip(names, cells, strict=True)))
-    return rows
-
-
 class Text(HTMLParser):
     """The text of a page, without its style."""
 
@@ -143,7 +99,7 @@ def read(path):
 def copied(run, into, name="copy", **changes):
     """A copy of a run with another name, and other settings by their dotted names (with __ for the dot)."""
     folder = into / name
-    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "nni", "*.pt", "report*"))
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "nni", "*.pt", "report*", "retrain-*"))
     for file in (folder / "config.yaml", folder / "retrain" / "config.yaml"):
         content = yaml.safe_load(file.read_text())
         for key, value in changes.items():
@@ -223,14 +179,6 @@ def test_command_and_python_lines_retrain_to_the_same_numbers(finished, single, 
     assert again == [first, first]
 
 
-def test_an_earlier_report_is_replaced(finished, tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(MARK + "before")
-    text = text_of(finished, output=file)
-    assert "before" not in text
-    assert "--into retrain-" in text
-
-
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 
@@ -242,11 +190,11 @@ def test_unfinished_runs_say_what_is_missing(finished, tmp_path):
     history = (run / "history.jsonl").read_text()
     (run / "history.jsonl").write_text(history.splitlines(keepends=True)[0])
     (retraining / "result.json").unlink()
+    (tmp_path / "page.html").write_text(f"{MARK} of an earlier run")
     text = text_of(run, output=tmp_path / "page.html")
+    assert "earlier" not in text
     assert "fairdarts, seed 2, search unfinished, epoch 1 of 2" in text
-    assert (
-        "The search is not finished (1 of 2 epochs): nothing is derived yet, and numbers are the last epoch's" in text
-    )
+    assert "The search is not finished (1 of 2 epochs): nothing is derived yet, and numbers are" in text
     assert f"nni-fairdarts search --resume {quoted}" in text
     assert "What the normal cell would keep after epoch 1" in text
     assert f"accuracy, supernet {json.loads(history.splitlines()[0])['val_acc']:.2%} after epoch 1" in text
@@ -391,11 +339,10 @@ def test_comparison_has_curves_and_cells_and_links(several, comparison, opened):
 def test_comparison_warns_of_what_does_not_compare(comparison, opened):
     page = opened(comparison)
     said = [sentence.text for sentence in page.find_elements("css selector", "main > .notes li")]
-    fair = "one, other and longer"
+    behind = "Accuracies of these runs do not compare."
     assert said == [
-        f"Other data: data.name is digits in {fair}; my:$\\frac{{<b> in {EVIL}. Accuracies of these runs do not compare.",
-        f"Other retraining: retrain.epochs is 1 in one, other and {EVIL}; 600 in longer. Accuracies of these runs do not "
-        "compare.",
+        f"Other data: data.name is digits in one, other and longer; my:$\\frac{{<b> in {EVIL}. {behind}",
+        f"Other retraining: retrain.epochs is 1 in one, other and {EVIL}; 600 in longer. {behind}",
         "Not known: the settings of bare. Whether their numbers compare is not known either.",
     ]
     assert "The retraining had other settings: retrain.epochs 600." in page.find_element("tag name", "main").text
@@ -480,6 +427,34 @@ def test_curves_are_of_every_run_and_the_mean_of_those_that_are_finished():
     assert drawn == [[10, 50], [30, 60], [90], pytest.approx([20, 55]), [20, 40]]
     assert axes.lines[0].get_color() == axes.lines[3].get_color() != axes.lines[4].get_color()
     assert [text.get_text() for text in figures["accuracy"].legends[0].texts] == ["fair $x, mean of 2", "darts"]
+
+
+# -- experiments: see test_browser.py, too -----------------------------------------------------------------------------
+
+
+def test_trials_without_files_are_told_of(tmp_path):
+    reported = {"default": 0.75, "strategy": "darts", "parameters": 1234, "skip_connections": 2, "seconds": 61.0}
+    varied = {"strategy": "darts", "seed": 0, "retrain.width": 4}
+    trials = (
+        Trial(0, "aaaaa", "succeeded", "darts", 0, 0, varied, reported, "metric"),
+        Trial(1, "bbbbb", "failed", "darts", 1, 1, {**varied, "retrain.width": 8}, remarks=("it <died>",)),
+        Trial(None, "ccccc", "waiting"),
+    )
+    source = of_experiment(Experiment("abcde", "", tmp_path, trials))
+    text = str(Text(page([source])))
+    assert "Experiment abcde 1 succeeded; 1 failed; 1 waiting" in text
+    assert "trial 0 darts 0 4 75.00% 2 1,234 1:01 succeeded" in text
+    assert "trial 1 darts 1 8 failed" in text
+    assert "trial ccccc ? ? ? waiting" in text
+    assert "it <died> its run folder is not on this machine, or was not made: there are no figures of it" in text
+    assert "Other retraining: retrain.width is 4 in trial 0; 8 in trial 1. Accuracies of these runs do not" in text
+    assert "Not known: the settings of trial ccccc." in text
+    assert "Curves" not in text
+
+
+def test_experiments_are_told_apart(tmp_path):
+    sources = [of_experiment(Experiment(id, "", tmp_path / id, (Trial(0, "aaaaa", "waiting"),))) for id in ("x", "y")]
+    assert [run.name for source in told_apart(sources) for run in source.runs] == ["x trial 0", "y trial 0"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def _order(settings: dict) -> list:
-    """What sorts groups by their settings, numbers by their size."""
-    return [(1, 0.0, worded(v)) if not is_number(v) else (0, float(v), "") for v in settings.values()]
+    """What sorts groups by their settings, numbers by their size, those whose settings are not known behind others."""
+    values = [(1, 0.0, worded(v)) if not is_number(v) else (0, float(v), "") for v in settings.values()]
+    return [not values, *values]
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:

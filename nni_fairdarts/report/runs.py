@@ -73,11 +73,7 @@ def read_sources(named: Sequence[str]) -> list[Source]:
     places = [source.folder.resolve() for source in sources]
     if twice := [str(place) for place, count in Counter(places).items() if count > 1]:
         raise InputError(f"{twice[0]} is named twice; name every run once")
-    several = len(sources) > 1
-    return _told_apart(
-        [replace(s, runs=tuple(replace(r, name=f"{s.folder.name} {r.name}") for r in s.runs)) if s.title and several
-         else s for s in sources]
-    )  # fmt: skip
+    return told_apart(sources)
 
 
 def _source(name: str) -> Source:
@@ -96,19 +92,16 @@ def _source(name: str) -> Source:
         raise InputError(f"{error}; or give the folder of a search, such as runs/NAME") from error
     if not experiment.trials:
         raise InputError(f"the experiment {experiment.id} has no trial yet; wait for the first one")
-    title = f"{experiment.id} ({experiment.name})" if experiment.name else experiment.id
-    return Source(tuple(_of_trial(trial, experiment) for trial in experiment.trials), experiment.folder, title)
+    return of_experiment(experiment)
 
 
-def _told_apart(sources: list[Source]) -> list[Source]:
-    """The same with names that are there once: the folder around goes before, or a number behind."""
-    times = Counter(run.name for source in sources for run in source.runs)
-    used, made = set(), []
+def told_apart(sources: list[Source]) -> list[Source]:
+    """The same with names that are there once: what is around a run goes before its name, or a number behind."""
+    times, used, made = Counter(run.name for source in sources for run in source.runs), set(), []
     for source in sources:
         runs = []
         for run in source.runs:
-            around = "" if run.recorded is None else run.recorded.folder.resolve().parent.name
-            name = plain = f"{around}/{run.name}" if times[run.name] > 1 and around else run.name
+            name = plain = f"{_around(run)}{run.name}" if times[run.name] > 1 else run.name
             number = 1
             while name in used:
                 number += 1
@@ -117,6 +110,13 @@ def _told_apart(sources: list[Source]) -> list[Source]:
             runs.append(replace(run, name=name))
         made.append(replace(source, runs=tuple(runs)))
     return made
+
+
+def _around(run: Run) -> str:
+    """What a run is in: its experiment, or the folder around its own."""
+    if run.experiment is not None:
+        return f"{run.experiment} "
+    return f"{run.recorded.folder.resolve().parent.name}/"
 
 
 # -- a run by its folder ---------------------------------------------------------------------------------------------
@@ -190,6 +190,12 @@ def _numbers(values: dict) -> dict[str, float]:
 
 
 # -- a trial of an experiment ----------------------------------------------------------------------------------------
+
+
+def of_experiment(experiment: records.Experiment) -> Source:
+    """All trials of an experiment, also those that have left nothing behind on this machine."""
+    title = f"{experiment.id} ({experiment.name})" if experiment.name else experiment.id
+    return Source(tuple(_of_trial(trial, experiment) for trial in experiment.trials), experiment.folder, title)
 
 
 def _of_trial(trial: records.Trial, experiment: records.Experiment) -> Run:
