@@ -28,7 +28,7 @@ GUIDES = ("quick-start", "from-darts", "own-spaces", "experiments", "resuming", 
 PUBLIC = (
     "checkpoints", "config", "data", "datasets", "discretize", "edges", "errors", "experiment", "exports", "freezing",
     "gap", "gates", "genotype", "graphs", "history", "inheritance", "manager", "network", "nni_strategies", "penalty",
-    "plots", "published", "recorded", "spaces", "stopping", "strategy", "supernet.fused", "tensorboard",
+    "plots", "published", "recorded", "report.pages", "spaces", "stopping", "strategy", "supernet.fused", "tensorboard",
 )  # fmt: skip
 BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(python|sh|yaml)\n(.*?)^```$", re.M | re.S)
 MARK = re.compile(r"<!-- (file|in tests|not run): (\S.*) -->")
