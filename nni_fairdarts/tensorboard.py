@@ -51,22 +51,24 @@ class GateFigures(pl.Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not (trainer.is_global_zero and writers and isinstance(module, RecordsEpochs)):
             return
-        recorded = _recorded(module, epoch)
-        if recorded is None:
+        record = module.gate_record()
+        if not record.get("gates"):
             return
+        recorded = Recorded("search", ({"epoch": epoch - 1, **record},), config=_settings(module))
         for writer in writers:
             for label in recorded.labels:
                 writer.add_histogram(f"gates/{label}", recorded.gates(label), epoch)
-        for name, image in self._pictures(recorded).items():
+        for name, image in self._pictures(module, recorded).items():
             for writer in writers:
                 writer.add_image(name, image, epoch, dataformats="HWC")
 
-    def _pictures(self, recorded: Recorded) -> dict[str, np.ndarray]:
+    def _pictures(self, module: RecordsEpochs, recorded: Recorded) -> dict[str, np.ndarray]:
         """{name: (height, width, 3) uint8}; where they cannot be drawn nothing, and the first time a warning."""
         try:
             from nni_fairdarts.plots.album import chosen
 
-            return {name: _pixels(draw()) for name, draw in chosen(recorded).items() if name.startswith(PICTURES)}
+            drawn = chosen(replace(recorded, genotype=_genotype(module, recorded)))
+            return {name: _pixels(draw()) for name, draw in drawn.items() if name.startswith(PICTURES)}
         except Exception as error:  # a search of days does not end for a picture
             missing = isinstance(error, ModuleNotFoundError) and error.name.partition(".")[0]
             why = f"{missing} is not installed; pip install 'nni-fairdarts[plots]'" if missing else error
@@ -76,18 +78,14 @@ class GateFigures(pl.Callback):
             return {}
 
 
-def _recorded(module: RecordsEpochs, epoch: int) -> Recorded | None:
-    """The search as it is now, as a record of this one epoch; None of a strategy without gates."""
-    record = module.gate_record()
-    if not record.get("gates"):
-        return None
-    recorded = Recorded("search", ({"epoch": epoch - 1, **record},), config=_settings(module))
+def _genotype(module: RecordsEpochs, recorded: Recorded) -> Genotype | None:
+    """What a search of cells would export now; the gates do not tell it of NNI's strategies, which compare α."""
     if not all(label in recorded.labels and recorded.is_cell(label) for label in CELLS):
-        return recorded
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of few gates over the threshold; the last export says so
-        sample = module.export()  # the gates do not tell what NNI's strategies keep: they compare α
-    return replace(recorded, genotype=Genotype.from_sample(sample, nodes=recorded.edges("normal")[-1][0] - 1))
+        sample = module.export()
+    return Genotype.from_sample(sample, nodes=recorded.edges("normal")[-1][0] - 1)
 
 
 def _settings(module: RecordsEpochs) -> RunConfig:

@@ -112,14 +112,13 @@ def test_a_callback_for_python_users(given, search, classification, loader, choi
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning():
-    gates = {"normal": [[float("nan")] * 2] * 14, "reduce": [[0.25, 0.75]] * 14}
-    operations = dict.fromkeys(gates, ["sep_conv_3x3", "skip_connect"])
+    gates, operations = {"cell": [[float("nan")] * 2] * 14}, {"cell": ["sep_conv_3x3", "skip_connect"]}
     recorded = Recorded("search", ({"epoch": 0, "gates": gates, "operations": operations},))
     figures = GateFigures()
     with pytest.warns(
         RuntimeWarning, match=r"lacks pictures of the gates \(gates must be in \[0, 1\], got nan"
     ) as caught:
-        assert figures._pictures(recorded) == figures._pictures(recorded) == {}
+        assert figures._pictures(None, recorded) == figures._pictures(None, recorded) == {}
     assert len(caught) == 1
 
 
