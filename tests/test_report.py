@@ -99,7 +99,9 @@ def read(path):
 def copied(run, into, name="copy", **changes):
     """A copy of a run with another name, and other settings by their dotted names (with __ for the dot)."""
     folder = into / name
-    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "nni", "*.pt", "report*", "retrain-*"))
+    shutil.copytree(
+        run, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "nni", "*.pt", "report*", "retrain-*")
+    )
     for file in (folder / "config.yaml", folder / "retrain" / "config.yaml"):
         content = yaml.safe_load(file.read_text())
         for key, value in changes.items():
