@@ -261,6 +261,7 @@ def test_trajectories_are_the_gates_of_every_edge_over_the_epochs():
     record = recorded()
     figure = plots.trajectories(record, "reduce")
     assert len(figure.axes) == 14
+    assert [text.get_text() for text in figure.legends[0].texts] == list(OPERATIONS)
     assert [ax.get_title("left") for ax in figure.axes] == [f"{source} → {node}" for node, source in PAIRS]
     places = [ax.get_position() for ax in figure.axes]
     for (one, a), (other, b) in itertools.combinations(zip(PAIRS, places, strict=True), 2):
@@ -335,6 +336,9 @@ def test_choices_are_drawn_together_with_those_that_have_the_same_candidates():
     depth = next(ax for ax in panels if ax.get_title("left") == "depth")
     assert {line.get_label() for line in depth.lines if not line.get_label().startswith("_")} == {"1", "2", "3", "4"}
     assert "framed" not in figure.texts[0].get_text()
+    legends = [[text.get_text() for text in legend.texts] for legend in plots.trajectories(record, "choices").legends]
+    assert legends[:3] == [list(CHOICES["layer_0"][1]), ["3", "5"], ["1", "2", "3", "4"]]
+    assert legends[5] == ["_a_conv…name_3x3", r"\$b\$"]
 
 
 def test_the_histogram_counts_all_gates_of_every_epoch():

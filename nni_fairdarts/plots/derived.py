@@ -38,7 +38,8 @@ def dominant_skips(recorded: Recorded, label: str) -> np.ndarray | None:
     """How many skip connections dominated after every epoch: (epochs,); None for what has none to offer.
 
     In a cell: among every node's two strongest edges, those whose strongest operation is skip_connect, whatever their
-    gates, as Fair DARTS, arXiv 1911.12126, counts them. Of a choice: 1 where that is its strongest candidate.
+    gates. Of a choice: 1 where that is its strongest candidate. Source: Fair DARTS, arXiv 1911.12126, figure 1; taken
+    of the edges that the rule darts keeps.
     """
     operations = recorded.operations(label)
     if SKIP not in operations:

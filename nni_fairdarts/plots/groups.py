@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nni_fairdarts.plots.canvas import stem
 from nni_fairdarts.plots.colors import Look, looks
 from nni_fairdarts.recorded import Recorded
 
@@ -40,11 +39,6 @@ def sheets(recorded: Recorded) -> dict[str, tuple[Group, ...]]:
             for operations, labels in choices.items()
         )
     return found
-
-
-def names(recorded: Recorded) -> dict[str, str]:
-    """{label of a sheet: its part of a file's name}."""
-    return {label: stem(label) for label in sheets(recorded)}
 
 
 def looks_of(recorded: Recorded) -> dict[str, Look]:

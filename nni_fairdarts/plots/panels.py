@@ -95,7 +95,7 @@ class _Grid:
         self.rows = 1 + max(row for row, _ in self.places)
         self.columns = 1 + max(column for _, column in self.places)
         self.width = (WIDE - LEFT - RIGHT) / max(COLUMNS, self.columns) - GAP
-        self.in_corner = self.rows > 3 and bool(group.edges)
+        self.in_corner = bool(group.edges) and self.rows > 3 and len(group.operations) <= 15
         entry = 0.5 + LETTER * max(len(shortened(name, NAME)) for name in group.operations)
         fitting = 3 if self.in_corner else max(1, int(self.columns * (self.width + GAP) / entry))
         self.lines = -(-len(group.operations) // fitting)
