@@ -29,6 +29,7 @@ OWNERS = {
     "search.warmup_epochs": (*_GRADIENT, "enas"),
     "search.temperature": ("gumbel_darts",),
     "search.batches_per_update": ("enas",),
+    "search.random_skips": ("random",),
 }
 """{a setting: the strategies that have it}; the others pass over it, so their runs do not differ in it."""
 
