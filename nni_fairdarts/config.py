@@ -175,6 +175,8 @@ class SearchConfig:
             gradients overflow. For CUDA: on a CPU it is slower.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
+        random_skips: of random, on the space darts: exactly so many skip connections in the normal cell, of its 8
+            operations, and two different inputs for every node; unset for whatever is drawn.
         batches_per_update: of enas: sampled networks between two updates of its controller.
         gap_batches: batches from which batch norms are estimated to measure the discretisation gap after each epoch;
             0 does not measure it.
@@ -208,6 +210,7 @@ class SearchConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
+    random_skips: Optional[int] = None  # noqa: UP045
     batches_per_update: int = 20
     gap_batches: int = 20
 
@@ -231,6 +234,10 @@ class SearchConfig:
         expected = "32-true or bf16-mixed with enas; NNI trains its controller without a scale"
         _check("search", not alone, "precision", self.precision, expected)
         _check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
+        skips = self.random_skips
+        _check("search", skips is None or 0 <= skips <= 8, "random_skips", skips, "0 to 8, or unset")
+        meant = skips is None or self.strategy == "random"
+        _check("search", meant, "random_skips", skips, f"unset with {self.strategy}; it is of random")
         graphs = self.cuda_graphs and self.recompute
         _check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")
         penalized, reaches = self.penalty.profiler, self.strategy == "fairdarts" or self.penalty.profiler == "none"
@@ -363,6 +370,10 @@ class RunConfig:
         cells = self.search.strategy == "proxyless" and self.space.name == "darts"
         other = "another strategy, or a space of LayerChoice such as nni_fairdarts.spaces:S2; NNI's cannot search cells"
         _check("search", not cells, "strategy", "proxyless for the space darts", other)
+        skips, operations = self.search.random_skips, self.space.operations or ("skip_connect", "and others")
+        fits = self.space.name == "darts" and "skip_connect" in operations and len(operations) > 1
+        expected = "unset but for the space darts with skip_connect and another operation"
+        _check("search", skips is None or fits, "random_skips", skips, expected)
         logged = self.metric.startswith("val_")
         _check("run", logged, "metric", repr(self.metric), "a name that begins with val_, as logged in validation")
         named = self.evaluator is None or ":" in self.evaluator

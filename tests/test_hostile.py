@@ -203,6 +203,13 @@ CONFIGURATIONS = {
     "one beta": configured("search: {arc_betas: [0.9]}", "search.arc_betas", "2 elements", "[0.9]"),
     "betas beyond 1": configured("search: {arc_betas: [0.9, 2]}", "search.arc_betas", "two numbers in [0, 1)", "2.0"),
     "an infinite temperature": configured("search: {temperature: [.inf, 1]}", "search.temperature", "finite", "inf"),
+    "nine random skips of eight": configured(
+        "search: {strategy: random, random_skips: 9}", "search.random_skips", "0 to 8", "got 9"
+    ),
+    "random skips of darts": configured("search: {strategy: darts, random_skips: 2}", "unset with darts", "got 2"),
+    "random skips of none": configured(
+        "search: {strategy: random, random_skips: 2}\nspace: {operations: [max_pool_3x3]}", "with skip_connect", "got 2"
+    ),
     "a penalty in a word": configured("search: {penalty: flops}", "search.penalty", "flops"),
     "a penalty of infinity": configured(
         "search: {penalty: {profiler: flops, baseline: .inf}}", "search.penalty.baseline", "finite", "inf"

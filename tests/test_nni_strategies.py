@@ -1,6 +1,7 @@
 """NNI's own strategies: the same search as NNI's, but validated, recorded and in an order that can be resumed."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nni_fairdarts.arguments import changed
 from nni_fairdarts.config import RunConfig, SearchConfig
 from nni_fairdarts.history import read_history
 from nni_fairdarts.nni_strategies import STRATEGIES, build
+from nni_fairdarts.nni_strategies.repairs import with_skips
 from nni_fairdarts.spaces import S2
 
 TINY = {
@@ -293,6 +295,29 @@ def test_the_same_seed_draws_the_same_cells(tmp_path):
         results.append([{k: v for k, v in record.items() if k != "seconds"} for record in records])
         results.append(json.loads((tmp_path / run / "sample.json").read_text()))
     assert results[:2] == results[2:]
+
+
+def test_random_cells_with_so_many_skip_connections(tmp_path):
+    """Exactly as asked for, where a cell keeps them at random, and no node takes an input twice."""
+    kept = ["skip_connect", "max_pool_3x3", "sep_conv_3x3"]
+    settings = {"search.strategy": "random", "search.random_skips": 2, "space.operations": kept}
+    searched = experiment.search(tiny(tmp_path, **settings, **{"search.epochs": 1}))
+    assert searched["skip_connections"]["normal"] == 2
+    space = HubDARTS(width=2, num_cells=3, dataset="cifar").simplify()
+    generator, places, others, reduced = np.random.RandomState(0), Counter(), Counter(), Counter()
+    for _ in range(300):
+        drawn = {label: choice.random(random_state=generator) for label, choice in space.items()}
+        genotype = Genotype.from_sample(with_skips(drawn, 2, kept, generator))
+        for edges in (genotype.normal, genotype.reduce):
+            assert len({(edge.node, edge.source) for edge in edges}) == 8
+        skips = [index for index, edge in enumerate(genotype.normal) if edge.operation == "skip_connect"]
+        assert len(skips) == 2
+        places.update(skips)
+        others.update(edge.operation for edge in genotype.normal if edge.operation != "skip_connect")
+        reduced[genotype.skip_connections()["reduce"]] += 1
+    assert all(45 < places[index] < 105 for index in range(8))  # 75 expected, standard deviation 7.5
+    assert all(800 < others[name] < 1000 for name in kept[1:])  # 900 expected, standard deviation 21
+    assert len(reduced) > 3  # of the reduction cell as many as are drawn
 
 
 def test_operations_left_out_of_the_space(tmp_path):

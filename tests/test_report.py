@@ -199,7 +199,7 @@ def test_unfinished_runs_say_what_is_missing(finished, tmp_path):
     assert "The search is not finished (1 of 2 epochs): nothing is derived yet, and numbers are" in text
     assert f"nni-fairdarts search --resume {quoted}" in text
     assert "What the normal cell would keep after epoch 1" in text
-    assert f"accuracy, supernet {json.loads(history.splitlines()[0])['val_acc']:.2%} after epoch 1" in text
+    assert f"accuracy, supernet {json.loads(history.splitlines()[0])['val_acc']:.2%} epoch 1" in text
     assert "accuracy, retrained – not retrained" in text
 
     (run / "history.jsonl").write_text(history)
@@ -214,6 +214,8 @@ def test_unfinished_runs_say_what_is_missing(finished, tmp_path):
     assert guide(replace(begun, experiment="abc")).commands == "nni-fairdarts launch --resume abc"
     shutil.rmtree(retraining)
     never = of_recorded(read_recorded(run))
+    assert never.latest == {"seconds": read(run / "result.json")["seconds"]}
+    assert "seconds" not in never.measured
     assert never.state == "not retrained"
     assert guide(never).commands.splitlines()[1:] == [f"nni-fairdarts retrain {quoted}"]
     assert missing(never) == [
@@ -304,6 +306,7 @@ def test_comparison_has_every_run_and_the_means(several, comparison, opened):
     assert rows[4]["state"][0] == "without a configuration, 2 epochs"
     last = json.loads((several["bare"] / "history.jsonl").read_text().splitlines()[-1])
     assert rows[4]["accuracy, supernet"] == (f"{last['val_acc']:.2%}\nepoch 2", last["val_acc"], None)
+    assert rows[4]["time"][0].endswith("\nof the search")
     about = ("strategy", "zero_one_weight", "data.name", "retrain.epochs", "runs")
     means = table(page, "means")
     assert [tuple(row[name][0] for name in about) for row in means] == [
@@ -389,6 +392,8 @@ def test_groups_are_of_runs_that_differ_in_the_seed_alone():
         "darts",
     ]
     assert [run.name for run in high.runs] == ["a", "b"]
+    known, unknown = grouped([runs[0], Run("e", "", recorded=searched("e", "fairdarts", [0.5]))])
+    assert (known.name, unknown.name) == ("fairdarts", "fairdarts, settings not known")
     assert (high.measured["test_accuracy"].n, high.measured["test_accuracy"].mean) == (2, 0.375)
     assert high.measured["test_accuracy"].standard_deviation == pytest.approx(np.std([0.5, 0.25], ddof=1), rel=1e-12)
     assert high.measured["parameters"].standard_deviation is None
@@ -409,7 +414,8 @@ def test_every_setting_is_of_the_strategies_that_read_it():
         has[name] = set(read_settings)
     several_read = set.union(*has.values())
     known = {f"search.{field}": tuple(s for s in STRATEGIES if field in has[s]) for field in sorted(several_read)}
-    owners = {name: strategies for name, strategies in OWNERS.items() if ".penalty." not in name}
+    others = ("search.penalty.", "search.random_skips")  # read elsewhere
+    owners = {name: strategies for name, strategies in OWNERS.items() if not name.startswith(others)}
     assert owners == known
 
 
@@ -457,6 +463,7 @@ def test_trials_without_files_are_told_of(tmp_path):
 def test_experiments_are_told_apart(tmp_path):
     sources = [of_experiment(Experiment(id, "", tmp_path / id, (Trial(0, "aaaaa", "waiting"),))) for id in ("x", "y")]
     assert [run.name for source in told_apart(sources) for run in source.runs] == ["x trial 0", "y trial 0"]
+    assert "<h1>Experiment x and y</h1>" in page(told_apart(sources))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -79,4 +79,6 @@ def build(settings: SearchConfig, metric: str = "val_acc", penalty: dict | None 
     strategy = type(base.__name__, (Watched, base), {})(**arguments(settings, metric, penalty))
     strategy.threshold = settings.threshold
     strategy.repairs = REPAIRS.get(settings.strategy, ())
+    if settings.random_skips is not None:
+        strategy.repairs = (type("ExactSkips", (repairs.ExactSkips,), {"skips": settings.random_skips}),)
     return strategy

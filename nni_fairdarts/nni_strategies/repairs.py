@@ -16,6 +16,8 @@ import torch
 
 from nni_fairdarts.gap import at, same_random_numbers
 
+SKIP = "skip_connect"
+
 
 class SeededSampling:
     """Mixed into the module of the random strategy: networks are drawn with torch's generator."""
@@ -30,6 +32,36 @@ class SeededSampling:
         """A network drawn at random: the strategy learns nothing of which is good."""
         generator = np.random.RandomState(int(torch.randint(2**31, ())))
         return {label: choice.random(random_state=generator) for label, choice in self.model.simplify().items()}
+
+
+class ExactSkips(SeededSampling):
+    """Draws cells as ``with_skips`` makes them; ``skips``: how many skip connections the normal cell has."""
+
+    skips: int
+
+    def export(self) -> dict:
+        sample = super().export()
+        cell = next(module for module in self.supernet_modules() if getattr(module, "label", None) == "normal")
+        return with_skips(sample, self.skips, cell.op_names, np.random.RandomState(int(torch.randint(2**31, ()))))
+
+
+def with_skips(sample: dict, skips: int, operations: list[str], generator: np.random.RandomState) -> dict:
+    """A sample with exactly ``skips`` skip connections in the normal cell, drawn uniformly among all such ones.
+
+    No node takes an input twice. The baseline of random search under a prior on skip connections.
+    """
+    sample = dict(sample)
+    for label in sample:
+        kind, _, slot = label.partition("/input_")
+        if slot.endswith("_1"):
+            (first,), node = sample[f"{kind}/input_{slot[:-1]}0"], int(slot.partition("_")[0])
+            sample[label] = [int(generator.choice([source for source in range(node) if source != first]))]
+    slots = [label for label in sample if label.startswith("normal/op_")]
+    skipped = generator.choice(len(slots), skips, replace=False)
+    others = [name for name in operations if name != SKIP]
+    for index, label in enumerate(slots):
+        sample[label] = SKIP if index in skipped else others[generator.randint(len(others))]
+    return sample
 
 
 class StrongestPath:

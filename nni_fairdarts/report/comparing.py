@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from nni_fairdarts.plots import comparisons
 from nni_fairdarts.plots.comparison import SERIES
@@ -11,7 +12,7 @@ from nni_fairdarts.report.groups import Group, comparable, differing, grouped, l
 from nni_fairdarts.report.numbers import Number, heading, mean, shown
 from nni_fairdarts.report.pictures import Picture, picture
 from nni_fairdarts.report.runs import MEASURED, Run
-from nni_fairdarts.report.sections import Section, section
+from nni_fairdarts.report.sections import Section, by_now, section
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Table:
 def compared(runs: Sequence[Run], titles: Sequence[str]) -> dict:
     """What the template of a comparison is given; ``titles``: of the experiments among what was named."""
     groups, metric = grouped(runs), _metric(runs)
-    sections = [section(run, f"run-{number}") for number, run in enumerate(runs, 1)]
+    numbered = enumerate(tqdm(runs, desc="report", unit="run", leave=False, disable=None), 1)
+    sections = [section(run, f"run-{number}") for number, run in numbered]
     return {
         "title": f"Experiment {listed(titles)}" if titles else f"Comparison of {len(runs)} searches",
         "counts": _counts(runs),
@@ -98,7 +100,7 @@ def _measured(run: Run, key: str, metric: str) -> Cell:
     if key in run.measured:
         return Cell(number=shown(key, run.measured[key], metric))
     if key in run.latest:
-        return Cell(number=shown(key, run.latest[key], metric), note=f"epoch {run.recorded.epochs[-1]}")
+        return Cell(number=shown(key, run.latest[key], metric), note=by_now(run, key))
     return Cell()
 
 

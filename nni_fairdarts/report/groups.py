@@ -29,6 +29,7 @@ OWNERS = {
     "search.warmup_epochs": (*_GRADIENT, "enas"),
     "search.temperature": ("gumbel_darts",),
     "search.batches_per_update": ("enas",),
+    "search.random_skips": ("random",),
 }
 """{a setting: the strategies that have it}; the others pass over it, so their runs do not differ in it."""
 
@@ -48,7 +49,9 @@ class Group:
 
     @property
     def name(self) -> str:
-        return ", ".join([self.strategy or "?", *(f"{short(key)} {worded(v)}" for key, v in self.settings.items())])
+        known = [f"{short(key)} {worded(value)}" for key, value in self.settings.items()]
+        unknown = ["settings not known"] if self.runs[0].settings is None else []
+        return ", ".join([self.strategy or "?", *known, *unknown])
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -81,20 +84,21 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         had = comparable(run)
         settings = {name: had[name] for name in names if name in had}
-        members.setdefault(_key([run.strategy, *map(list, settings.items())]), []).append((settings, run))
+        alike = [run.strategy, run.settings is None, *map(list, settings.items())]
+        members.setdefault(_key(alike), []).append((settings, run))
     made = []
     for alike in members.values():
         (settings, first), those = alike[0], tuple(run for _, run in alike)
         numbers = {key: [run.measured[key] for run in those if key in run.measured] for key in MEASURED}
         made.append(Group(first.strategy, settings, those, {key: spread(n) for key, n in numbers.items() if n}))
     strategies = [group.strategy for group in made]
-    return sorted(made, key=lambda group: (strategies.index(group.strategy), _order(group.settings)))
+    return sorted(made, key=lambda group: (strategies.index(group.strategy), _order(group)))
 
 
-def _order(settings: dict) -> list:
+def _order(group: Group) -> list:
     """What sorts groups by their settings, numbers by their size, those whose settings are not known behind others."""
-    values = [(1, 0.0, worded(v)) if not is_number(v) else (0, float(v), "") for v in settings.values()]
-    return [not values, *values]
+    values = [(0, float(v), "") if is_number(v) else (1, 0.0, worded(v)) for v in group.settings.values()]
+    return [group.runs[0].settings is None, *values]
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:

@@ -63,6 +63,7 @@ def page(sources: Sequence[Source]) -> str:
     )
     runs = [run for source in sources for run in source.runs]
     titles = [source.title for source in sources if source.title]
+    titles = titles if len(titles) == len(sources) else []  # of several experiments, not of runs beside them
     if len(runs) == 1 and not titles:
         return MARK + environment.get_template("run.html").render(section=section(runs[0]))
     return MARK + environment.get_template("comparison.html").render(compared(runs, titles))

@@ -30,7 +30,7 @@ class Run:
         recorded: its files; None where nothing of it can be shown, for the reason in ``notes``.
         settings: its configuration by dotted names, as far as it is known; None where nothing is.
         measured: what came out, final numbers only: those of MEASURED that there are.
-        latest: the same of the last epoch of a search that is not finished.
+        latest: those of the others that an unfinished run has by now: its last epoch's, and the search's time.
         metric: what it is judged by, val_acc where it is the accuracy.
         experiment: the id of the NNI experiment that it is a trial of.
         notes: what a reader should know besides.
@@ -130,7 +130,7 @@ def of_recorded(recorded: Recorded) -> Run:
         recorded=recorded,
         settings=_settings(recorded),
         measured=_final(recorded),
-        latest={} if recorded.result else _last(recorded),
+        latest=_by_now(recorded),
         metric="val_acc" if recorded.config is None else recorded.config.metric,
     )
 
@@ -165,13 +165,15 @@ def _final(recorded: Recorded) -> dict[str, float]:
     searched, retrained = recorded.result or {}, recorded.retrained or {}
     found = {key: searched.get(key) for key in SEARCHED} | {key: retrained.get(key) for key in RETRAINED}
     found["skip_connections"] = _total(searched.get("skip_connections"))
-    times = [result["seconds"] for result in (searched, retrained) if is_number(result.get("seconds"))]
-    found["seconds"] = sum(times) if times else None
+    times = [result.get("seconds") for result in (searched, retrained)]
+    found["seconds"] = sum(times) if all(map(is_number, times)) else None
     return _numbers(found)
 
 
-def _last(recorded: Recorded) -> dict[str, float]:
-    """What the last epoch of an unfinished search says."""
+def _by_now(recorded: Recorded) -> dict[str, float]:
+    """What the last epoch of an unfinished search says, or how long a search took whose retraining is not finished."""
+    if recorded.result:
+        return _numbers({"seconds": None if recorded.retrained else recorded.result.get("seconds")})
     metric = "val_acc" if recorded.config is None else recorded.config.metric
     last = recorded.history[-1]
     found = {"supernet_accuracy": last.get(metric), **{key: last.get(key) for key in SEARCHED[1:3]}}

@@ -81,8 +81,13 @@ def _tile(run: Run, key: str) -> tuple[str, Number | None, str]:
     if key in run.measured:
         return name, shown(key, run.measured[key], run.metric, whole=True), NOTES.get(key, "")
     if key in run.latest:
-        return name, shown(key, run.latest[key], run.metric, whole=True), f"after epoch {run.recorded.epochs[-1]}"
+        return name, shown(key, run.latest[key], run.metric, whole=True), by_now(run, key)
     return name, None, "not retrained" if key in RETRAINED else "not recorded"
+
+
+def by_now(run: Run, key: str) -> str:
+    """What a number of an unfinished run is of."""
+    return "of the search" if key == "seconds" else f"epoch {run.recorded.epochs[-1]}"
 
 
 NOTES = {
