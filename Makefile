@@ -1,6 +1,7 @@
 # make demo   set up .venv, then search and evaluate on the small built-in digits data
 # make test   set up .venv, then run the tests in two processes
 # make lint   set up .venv, then ruff's checks
+# make docs   set up .venv, then the guides and the reference as pages, build/docs/index.html
 # make clean  remove .venv and what builds and tests left behind (results in runs/ stay)
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter, VENV=/path the environment's folder.
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -31,7 +32,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	"$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing into $(VENV): some GB to download at first, so this takes several minutes ..."
 	"$(VENV)/bin/python" -m pip install --no-input --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,plots]'
+	  -c constraints.txt -e '.[dev,docs,plots]'
 	@touch "$@"
 
 demo: $(STAMP)
@@ -43,6 +44,9 @@ test: $(STAMP)
 lint: $(STAMP)
 	"$(VENV)/bin/python" -m ruff check .
 	"$(VENV)/bin/python" -m ruff format --check .
+
+docs: $(STAMP)
+	"$(VENV)/bin/python" -W ignore -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -317,6 +317,8 @@ class RunConfig:
         seed: of everything random.
         device: auto, cpu or cuda.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 for none but at the epochs' ends.
+        figure_epochs: epochs between two sets of pictures of gates and cells in TensorBoard, with one after the last
+            epoch; 0 for none.
         devices: processes that train together, one per CUDA device; on a CPU by gloo. batch_size is each one's own:
             a step sees devices times as many images. Of fairdarts, and of retraining.
         deterministic: on a CUDA device too, every run of a seed gives the same bits, by slower operations where need
@@ -337,6 +339,7 @@ class RunConfig:
     seed: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int = 0
+    figure_epochs: int = 5
     devices: int = 1
     deterministic: bool = False
     threads: Optional[int] = None  # noqa: UP045
@@ -350,7 +353,8 @@ class RunConfig:
     def __post_init__(self):
         _check_values("run", self)
         _check("run", self.seed >= 0, "seed", self.seed, "0 or more")
-        _check("run", self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        for name in ("checkpoint_steps", "figure_epochs"):
+            _check("run", getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _check("run", self.devices >= 1, "devices", self.devices, "at least 1")
         alone = self.devices == 1 or self.search.strategy == "fairdarts"
         _check(

@@ -125,5 +125,6 @@ def sampled_edges(cell, slots, nodes) -> tuple[Edge, ...]:
 
 
 def shortened(value, length=80) -> str:
+    """``value`` as Python writes it, cut off behind ``length`` letters, for messages."""
     text = repr(value)
     return text if len(text) <= length else text[:length] + "..."

@@ -47,13 +47,13 @@ def _is_before(line: str, epoch: int) -> bool:
         return False
 
 
-def read_history(path: Path) -> list[dict]:
+def read_history(path: str | Path) -> list[dict]:
     """The epochs of a history file, oldest first; a last line cut short by a crash is left out.
 
     Raises InputError, naming the line, for any other that is no record of an epoch.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"cannot read the history {path}: {error.strerror}; give the folder of a search") from error
     records = []

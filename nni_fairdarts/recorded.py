@@ -81,9 +81,15 @@ class Recorded:
         return values.reshape(len(self.history), -1, values.shape[-1])
 
     def series(self, key: str) -> np.ndarray:
-        """An entry of every epoch's record: (epochs,), NaN where an epoch has none."""
-        values = (record.get(key) for record in self.history)
-        return np.array([np.nan if value is None else float(value) for value in values])
+        """An entry of every epoch's record: (epochs,), NaN where an epoch has none, or what is no number."""
+        return np.array([_number(record.get(key)) for record in self.history])
+
+
+def _number(value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
 
 
 def read_recorded(path: Path) -> Recorded:

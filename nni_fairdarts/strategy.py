@@ -120,7 +120,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
     checkpoint_steps
         Steps of the weights between two checkpoints within an epoch; 0 for none but at the epochs' ends.
 
-    Raises InputError for values outside these ranges.
+    Raises
+    ------
+    InputError
+        For values outside these ranges.
     """
 
     def __init__(

@@ -29,6 +29,7 @@ def digits(root):
 RUN = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "data": {"name": "images:digits", "crop_padding": 0, "flip": False},
     "space": {"width": 2, "num_cells": 3},
     "search": {

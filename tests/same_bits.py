@@ -18,8 +18,9 @@ from nni_fairdarts.config import RunConfig
 from nni_fairdarts.history import read_history
 
 TINY = {
-    "device": "cpu", "threads": 1, "data.name": "digits", "data.crop_padding": 1, "data.search_classes": 3,
-    "data.search_images_per_class": 10, "search.batch_size": 8, "search.gap_batches": 1, "search.epochs": 2,
+    "device": "cpu", "threads": 1, "figure_epochs": 0,
+    "data.name": "digits", "data.crop_padding": 1, "data.search_classes": 3, "data.search_images_per_class": 10,
+    "search.batch_size": 8, "search.gap_batches": 1, "search.epochs": 2,
     "search.learning_rate": 0.05, "search.arc_learning_rate": 0.2, "search.cutout": 2,
 }  # fmt: skip
 CELLS = {"space.width": 2, "space.num_cells": 3, "data.workers": 2, "threads": 2, "search.epochs": 1}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import statistics
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from urllib.request import urlopen
@@ -11,6 +12,9 @@ import browser as ui
 import psutil
 import pytest
 from experiments import one_tensorboard_starts
+from pages import check_drawn, table
+
+from nni_fairdarts.report.pages import write_report
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +166,27 @@ def loaded(url, trials):
     except OSError:  # it starts
         return None
     return tags if len(tags) == 2 * trials else None
+
+
+# -- the report: see test_report.py, too ---------------------------------------------------------------------------
+
+
+def test_report_compares_the_trials(browser, experiment, compared, pictures, tmp_path):
+    file = write_report([compared.id], tmp_path / "page.html")
+    browser.get(file.as_uri())
+    check_drawn(browser)
+    results = [told["result"] for told in experiment["trials"].values()]
+    rows = table(browser, "runs")
+    for key, name in (("default", "accuracy, retrained"), ("parameters", "parameters"), ("seconds", "time")):
+        assert [row[name][1] for row in rows] == [result[key] for result in results]
+    told = [(row["strategy"][0], row["seed"][0], row["state"][0]) for row in rows]
+    assert told == [(result["strategy"], str(result["seed"]), "succeeded") for result in results]
+    for row in table(browser, "means"):
+        mine = [result["default"] for result in results if result["strategy"] == row["strategy"][0]]
+        expected = statistics.mean(mine), statistics.stdev(mine)
+        assert row["accuracy, retrained"][1:] == pytest.approx(expected, rel=1e-12)
+    assert len(browser.find_elements("css selector", "img[alt='The derived reduction cell']")) == len(results)
+    ui.picture(browser, pictures / "report.png")
 
 
 # -- the browser itself --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "data": {"name": "digits", "flip": False, "crop_padding": 1},
     "space": {"width": 2, "num_cells": 3},
     "search": {"epochs": 2, "batch_size": 300, "arc_learning_rate": 0.5, "learning_rate": 0.05},

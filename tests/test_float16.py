@@ -182,8 +182,9 @@ def test_a_loss_that_overflows_stops(name, training, searched):
 
 def test_a_run_in_float16(tmp_path):
     values = {
-        "device": "cpu", "threads": 1, "runs": str(tmp_path), "data.name": "digits", "data.search_classes": 3,
-        "data.search_images_per_class": 10, "space.width": 2, "space.num_cells": 3, "search.epochs": 1,
+        "device": "cpu", "threads": 1, "figure_epochs": 0, "runs": str(tmp_path),
+        "data.name": "digits", "data.search_classes": 3, "data.search_images_per_class": 10,
+        "space.width": 2, "space.num_cells": 3, "search.epochs": 1,
         "search.batch_size": 15, "search.gap_batches": 1, "search.precision": "16-mixed",
     }  # fmt: skip
     config = changed(RunConfig(), values)

@@ -32,6 +32,7 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.
 TINY = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "data": {
         "name": "folder", "root": "images", "image_size": 64, "augmentation": "imagenet", "flip": False,
         "search_classes": 3, "search_images_per_class": 8,

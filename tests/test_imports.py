@@ -53,11 +53,13 @@ LAYERS = {
     "gap": 7,
     "requirements": 7,
     "strategy": 8,
+    "tensorboard": 8,
     "nni_strategies": 9,
     "experiment": 10,
     "manager": 10,
-    "cli": 11,
-    "__main__": 12,
+    "report": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

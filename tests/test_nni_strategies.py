@@ -21,6 +21,7 @@ from nni_fairdarts.spaces import S2
 TINY = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "data.name": "digits",
     "data.flip": False,
     "data.crop_padding": 1,

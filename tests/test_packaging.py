@@ -65,6 +65,15 @@ def test_package_data_is_readable():
     assert json.loads(text)
 
 
+def test_every_file_of_the_package_is_packed(config):
+    patterns = {name: text.replace(",", " ").split() for name, text in config["options.package_data"].items()}
+    package = ROOT / "nni_fairdarts"
+    for path in package.rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            name = ".".join(path.relative_to(ROOT).parent.parts)
+            assert any(path.match(pattern) for pattern in patterns.get(name, ())), f"package_data lacks {path}"
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_satisfy_the_declared_ranges(config, python):
     versions = pinned(python)

@@ -33,6 +33,7 @@ from nni_fairdarts.stopping import Stopped, stoppable
 TINY = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "checkpoint_steps": 2,
     "data.name": "digits",
     "data.crop_padding": 1,

@@ -106,6 +106,7 @@ def no_space():
 CONFIG = {
     "device": "cpu",
     "threads": 1,
+    "figure_epochs": 0,
     "seed": 5,
     "space": "theirs:Space",
     "evaluator": "theirs:evaluator",

@@ -8,7 +8,7 @@ from nni_fairdarts.checkpoints import KEY, newest, read
 from nni_fairdarts.config import RunConfig
 from nni_fairdarts.errors import InputError
 
-HARMLESS = ("data.root", "data.download", "checkpoint_steps")
+HARMLESS = ("data.root", "data.download", "checkpoint_steps", "figure_epochs")
 """Fields that may change on the way and change no number."""
 
 ROUNDING = ("threads", "device", "deterministic", "data.workers")

@@ -42,6 +42,7 @@ from nni_fairdarts.launched import launched_rank
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
 from nni_fairdarts.stopping import stoppable
+from nni_fairdarts.tensorboard import GateFigures
 
 Listener = Callable[[dict], None]
 
@@ -176,10 +177,11 @@ def _penalty(settings: PenaltyConfig, space, images: datasets.ImageData | None) 
 def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Path | None, logs: Path | None):
     """The search's evaluator, and what the supernet is validated on where that is not what α learns from."""
     resumed = {} if checkpoint is None else {"ckpt_path": str(checkpoint)}
+    figures = [GateFigures(config.figure_epochs)] if config.figure_epochs else []
     if parts.evaluator is not None:
         evaluator = parts.evaluator
         evaluator.fit_kwargs.update(resumed)
-        evaluator.trainer.callbacks.append(checkpoints_in(config, folder))
+        evaluator.trainer.callbacks += [*figures, checkpoints_in(config, folder)]
         evaluator.trainer.loggers = [*evaluator.trainer.loggers, logger_in(folder, logs)]
         return evaluator, None
     weights_loader, alpha_loader, validation_loader = parts.loaders
@@ -190,6 +192,7 @@ def _evaluator(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: 
         val_dataloaders=alpha_loader,
         fit_kwargs=resumed,
     )
+    evaluator.trainer.callbacks[:0] = figures
     return evaluator, validation_loader
 
 

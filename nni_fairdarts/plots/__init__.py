@@ -12,6 +12,7 @@ _PLACES = {
     "COLORS": "colors",
     "accuracy": "curves",
     "cell": "cells",
+    "comparisons": "comparison",
     "decided": "curves",
     "figures": "album",
     "gap": "curves",
