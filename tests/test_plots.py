@@ -517,9 +517,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(
-        InputError, match=r"figures need matplotlib; install it with: pip install 'nni-fairdarts\[plots\]'"
-    ):
+    with pytest.raises(InputError, match=r"figures need matplotlib; pip install .* with its extra \[plots\]"):
         _ = plots.figures
     with pytest.raises(AttributeError, match="has no attribute 'figure'"):
         _ = plots.figure

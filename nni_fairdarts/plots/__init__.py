@@ -36,7 +36,9 @@ def __getattr__(name: str):
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise InputError("figures need matplotlib; install it with: pip install 'nni-fairdarts[plots]'") from error
+        raise InputError(
+            "figures need matplotlib; pip install matplotlib, or this package with its extra [plots]"
+        ) from error
 
 
 def __dir__():

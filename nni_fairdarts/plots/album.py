@@ -51,8 +51,8 @@ def save(
         raise InputError(f"the history of {recorded.name} has neither gates nor losses, so there is nothing to draw")
     folder, paths = Path(folder), []
     try:
-        # A bar after two seconds, and none where nobody looks.
-        for name, draw in tqdm(drawn.items(), "figures", leave=False, delay=2, disable=None if progress else True):
+        # A bar after a second, and none where nobody looks.
+        for name, draw in tqdm(drawn.items(), "figures", leave=False, delay=1, disable=None if progress else True):
             figure = draw()
             folder.mkdir(parents=True, exist_ok=True)
             for format in formats:
