@@ -22,6 +22,7 @@ TOGETHER = {
     "test_imagenet.py": "imagenet",
     "test_launch.py": "managers",
     "test_remote.py": "managers",
+    "test_report.py": "report",
     "test_results.py": "managers",
     "test_trial.py": "managers",
 }

@@ -466,6 +466,13 @@ def test_experiments_are_told_apart(tmp_path):
     assert "<h1>Experiment x and y</h1>" in page(told_apart(sources))
 
 
+def test_what_is_no_number_is_no_point_of_a_curve():
+    recorded = Recorded(
+        "a", tuple({"epoch": epoch, "val_acc": value} for epoch, value in enumerate([0.5, "<b>", 10**400]))
+    )
+    np.testing.assert_array_equal(recorded.series("val_acc"), [0.5, np.nan, np.nan])
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -503,4 +510,4 @@ def test_without_matplotlib_its_extra_is_named(finished):
     code = "import sys; sys.modules['matplotlib'] = None; from nni_fairdarts.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "report", str(finished)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "figures need matplotlib; install it with: pip install 'nni-fairdarts[plots]'" in done.stderr
+    assert "figures need matplotlib; pip install matplotlib, or this package with its extra [plots]" in done.stderr
