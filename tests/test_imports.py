@@ -39,6 +39,7 @@ LAYERS = {
     "folder": 3,
     "spaces": 3,
     "parameters": 3,
+    "counts": 4,
     "recorded": 4,
     "recording": 4,
     "supernet": 4,
