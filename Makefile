@@ -31,7 +31,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	"$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing into $(VENV): some GB to download at first, so this takes several minutes ..."
 	"$(VENV)/bin/python" -m pip install --no-input --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,plots]'
+	  -c constraints.txt -e '.[dev,plots,export]'
 	@touch "$@"
 
 demo: $(STAMP)

@@ -1,4 +1,4 @@
-"""``nni-fairdarts``: search, derive, retrain, the three as one run, and experiments of many runs in NNI's manager."""
+"""``nni-fairdarts``: search, derive, retrain, the three as one run, what came of it, and experiments of many runs."""
 
 import logging
 import os
@@ -11,11 +11,12 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFiniteLoss
+from nni_fairdarts.errors import ExportError, InputError, LostProcess, ManagerError, NonFiniteLoss
 from nni_fairdarts.failures import complain, unexpected
-from nni_fairdarts.folder import going_on, run_of
+from nni_fairdarts.folder import going_on, run_of, trained_config
 from nni_fairdarts.launched import end_with_parent, launched_rank
 from nni_fairdarts.stopping import Stopped
+from nni_fairdarts.trained import command as trained
 from nni_fairdarts.variables import nonsense
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
@@ -164,14 +165,19 @@ COMMANDS = {
     "results": (_results_parser, _results, "the table of an NNI experiment"),
     "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
+    "evaluate": (trained.evaluate_parser, trained.evaluate, "accuracy and loss of a trained derived network"),
+    "export": (trained.export_parser, trained.export, "a trained derived network as ONNX or torch.export"),
 }
 
 
 RESUMABLE = ("run", "search", "retrain")
 """Commands that take --resume."""
 
-OF_A_RUN = ("run", "search", "retrain", "trial")
+OF_A_RUN = ("run", "search", "retrain", "trial", "evaluate", "export")
 """Commands that take a run's configuration."""
+
+OF_A_FOLDER = ("retrain", "evaluate", "export")
+"""Commands that take that of a run whose folder they are given."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in _config_files(arguments):
                 check_file(path)
         resuming = any(argument.split("=")[0] == "--resume" for argument in arguments)
-        if arguments[:1] == ["retrain"] or (resuming and arguments[0] in RESUMABLE):
+        if arguments[:1] and (arguments[0] in OF_A_FOLDER or (resuming and arguments[0] in RESUMABLE)):
             _take_defaults_of_the_run(arguments[1:], parsers[arguments[0]])
         parsed = parser.parse_args(arguments)
         command = parsed.command
@@ -217,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS[command][1](values, config)
     except InputError as error:
         return complain(str(error), error=error)
-    except (NonFiniteLoss, ManagerError) as error:
+    except (NonFiniteLoss, ManagerError, ExportError) as error:
         return _complain_once(str(error), 1, error)
     except LostProcess as error:
         return _complain_once(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
@@ -266,8 +272,12 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 
 def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> None:
-    """For ``retrain RUN`` and ``--resume RUN``: put the run's configuration in the place of ``parser``'s defaults."""
+    """For commands of a RUN and ``--resume RUN``: put the run's configuration in the place of ``parser``'s defaults."""
     values = parser.parse_args([a for a in arguments if not a.startswith("--print_config")])
+    if "trained" in values:
+        if values.trained is not None and os.path.isdir(values.trained):  # else a genotype
+            _put_defaults(trained_config(Path(values.trained)), parser)
+        return
     run = values.resume or values.get("run")
     if run is None:
         return
@@ -278,6 +288,10 @@ def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> N
     if values.resume:
         folder = Path(run) if Path(run).name else Path(run).absolute()
         config = replace(config, name=folder.name, runs=str(folder.parent))
+    _put_defaults(config, parser)
+
+
+def _put_defaults(config: RunConfig, parser: ArgumentParser) -> None:
     parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
 
 

@@ -56,8 +56,9 @@ LAYERS = {
     "nni_strategies": 9,
     "experiment": 10,
     "manager": 10,
-    "cli": 11,
-    "__main__": 12,
+    "trained": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
