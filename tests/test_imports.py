@@ -53,6 +53,7 @@ LAYERS = {
     "gap": 7,
     "requirements": 7,
     "strategy": 8,
+    "analysis": 9,
     "nni_strategies": 9,
     "experiment": 10,
     "manager": 10,

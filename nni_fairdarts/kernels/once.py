@@ -18,7 +18,8 @@ class _Last(Function):
     def backward(ctx, *_):
         raise NotImplementedError(
             "a fused supernet has first derivatives only, but the gradient of a gradient is asked for "
-            "(create_graph=True); use the plain one: FairDARTS(fused=False), or unfuse of nni_fairdarts.supernet.fused"
+            "(create_graph=True); compute the loss inside twice_differentiable() of nni_fairdarts.supernet.fused, or "
+            "use the plain one: FairDARTS(fused=False)"
         )
 
 
