@@ -125,9 +125,10 @@ def hessian_product(loss: Callable, batches: Sequence, parameters: Sequence[nn.P
     total, result = sum(map(size_of, batches)), torch.zeros_like(v)
     for batch in batches:
         torch.manual_seed(0)  # the same function in every pass
-        slopes = torch.autograd.grad(loss(batch), parameters, create_graph=True, allow_unused=True)
-        if all(slope is None for slope in slopes):
+        value = loss(batch)
+        if not value.requires_grad:  # nothing else does
             raise InputError("the loss does not depend on any α; give the supernet that α is of")
+        slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
         slope = _flat(slopes, parameters)
         if slope.requires_grad:  # else the loss is linear in α
             product = _flat(torch.autograd.grad(slope, parameters, v, allow_unused=True), parameters)

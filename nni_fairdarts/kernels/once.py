@@ -8,10 +8,10 @@ from torch.autograd import Function
 
 
 class _Last(Function):
-    """The identity, whose gradient is refused; ``flag`` needs a gradient, so that the result needs one."""
+    """The identity of a gradient, whose own gradient is refused in everything that the gradient depends on."""
 
     @staticmethod
-    def forward(ctx, flag: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor, *depends_on: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -36,7 +36,9 @@ def first_order(backward):
             results = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return results
-        flag = torch.ones((), requires_grad=True)
-        return tuple(None if result is None else _Last.apply(flag, result) for result in results)
+        # ``torch.autograd.grad`` goes only where its inputs are: each of these may lead there.
+        saved = [tensor for tensor in (*ctx.saved_tensors, *gradients) if tensor is not None and tensor.requires_grad]
+        saved.append(torch.ones((), requires_grad=True))
+        return tuple(None if result is None else _Last.apply(result, *saved) for result in results)
 
     return checked
