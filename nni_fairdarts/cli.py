@@ -13,7 +13,7 @@ from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run
 from nni_fairdarts.config import RunConfig, to_yaml
 from nni_fairdarts.errors import ExportError, InputError, LostProcess, ManagerError, NonFiniteLoss
 from nni_fairdarts.failures import complain, unexpected
-from nni_fairdarts.folder import going_on, run_of, trained_config
+from nni_fairdarts.folder import going_on, run_of, trained_config, write_json
 from nni_fairdarts.launched import end_with_parent, launched_rank
 from nni_fairdarts.stopping import Stopped
 from nni_fairdarts.trained import command as trained
@@ -65,6 +65,17 @@ def _derive(parsed: Namespace, config: None) -> None:
     if parsed.output:
         genotype.save(parsed.output)
         print(f"saved in {parsed.output}")
+
+
+def _analyse(parsed: Namespace, config: None) -> None:
+    from nni_fairdarts import experiment
+
+    if parsed.json is not None and os.path.lexists(parsed.json):
+        raise InputError(f"{parsed.json} exists already; choose another --json")
+    result = experiment.analyse(Path(parsed.run), hessian_batches=parsed.hessian_batches)
+    print(experiment.analysis_table(result))
+    if parsed.json is not None:
+        write_json(Path(parsed.json), result)
 
 
 def _trial(parsed: Namespace, config: RunConfig) -> None:
@@ -147,6 +158,18 @@ def _derive_parser() -> ArgumentParser:
     return parser
 
 
+def _analyse_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description="Numbers about a search, and the supernet it ended with."
+    )
+    parser.add_argument("run", help="Folder of a search.")
+    parser.add_argument(
+        "--hessian_batches", type=int, default=1, help="Validation batches for the loss's curvature in α; 0 for none."
+    )
+    parser.add_argument("--json", metavar="FILE", help="A new file for the numbers.")
+    return parser
+
+
 def _trial_parser() -> ArgumentParser:
     return run_parser(description="A run as a trial of NNI's manager, with the parameters that it gives.")
 
@@ -161,6 +184,7 @@ COMMANDS = {
     "run": (_run_parser, _run, "search, derive and retrain"),
     "search": (_search_parser, _search, "search, and derive the architecture"),
     "derive": (_derive_parser, _derive, "derive a finished search at another threshold or rule"),
+    "analyse": (_analyse_parser, _analyse, "entropy of gates, dominant skips, gap and curvature of a search"),
     "launch": (_launch_parser, _launch, "start an NNI experiment, its manager bound to this machine"),
     "results": (_results_parser, _results, "the table of an NNI experiment"),
     "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),

@@ -1,17 +1,26 @@
 """Numbers about a search: entropy, agreement, skip connections by epoch, and the curvature of the loss in α."""
 
 import copy
+import json
 import math
+import sys
+from functools import partial
+from pathlib import Path
 
 import nni.nas.strategy
 import numpy as np
 import pytest
 import torch
+import yaml
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from test_trained import CONFIG, MODULE
 from torch import nn
 from torch.func import functional_call
 
 from nni_fairdarts import FairDARTS, Genotype, InputError, analysis
+from nni_fairdarts.cli import main
+from nni_fairdarts.experiment import supernet_of
+from nni_fairdarts.history import read_history
 from nni_fairdarts.recorded import Recorded
 from nni_fairdarts.supernet import alphas_of
 
@@ -114,6 +123,15 @@ def test_the_largest_eigenvalue_is_found_whatever_the_largest_in_absolute_value_
     assert found.scale == pytest.approx(max(map(abs, eigenvalues)), rel=1e-3)
 
 
+@pytest.mark.parametrize("values", [(-3.7, 1.1), (1.0, 2.0), (-1.0,), (0.5,)])
+def test_a_start_that_is_nearly_another_eigenvalues_vector_does_not_stay_there(values):
+    start = torch.tensor([1.0, 1e-3][: len(values)])
+    matrix = torch.diag(torch.tensor(values))
+    found = analysis.largest_eigenvalue(lambda v: matrix @ v, start)
+    assert found.largest == pytest.approx(max(values), rel=1e-5)
+    assert found.converged
+
+
 def test_what_has_not_converged_says_so():
     matrix = torch.diag(torch.tensor([1.0, 0.999, -0.5]))
     found = analysis.largest_eigenvalue(lambda v: matrix @ v, torch.ones(3), tolerance=1e-6, most=20)
@@ -165,6 +183,11 @@ def hessian(supernet, sign):
     return torch.autograd.functional.hessian(mean, flat)
 
 
+def signed(sign, network, batch):
+    images, classes = batch
+    return sign * nn.functional.cross_entropy(network(images), classes)
+
+
 @pytest.mark.parametrize("strategy", [FairDARTS, nni.nas.strategy.DARTS])
 def test_the_curvature_is_the_full_hessians_largest_eigenvalue(strategy):
     """Of the loss and of its negative: one of them has a dominant eigenvalue below 0."""
@@ -179,21 +202,11 @@ def test_the_curvature_is_the_full_hessians_largest_eigenvalue(strategy):
         values = torch.linalg.eigvalsh(hessian(copy.deepcopy(supernet).train(), sign))
         positive.append(bool(values[-1] > -values[0]))
         state = torch.get_rng_state()
-        found = [
-            analysis.loss_curvature(
-                supernet,
-                batches(),
-                lambda network, batch, sign=sign: sign * nn.functional.cross_entropy(network(batch[0]), batch[1]),
-                count=2,
-                tolerance=1e-6,
-                most=3000,
-                progress=False,
-            )
-            for _ in range(2)
-        ]
-        assert found[0] == found[1]  # bit for bit
-        assert found[0].converged
-        assert found[0].largest == pytest.approx(float(values[-1]), abs=1e-10)
+        measure = partial(analysis.loss_curvature, supernet, batches(), partial(signed, sign), count=2, progress=False)
+        found = measure(tolerance=1e-6, most=3000)
+        assert found.converged
+        assert found.largest == pytest.approx(float(values[-1]), abs=1e-10)
+        assert measure(most=20) == measure(most=20)  # bit for bit
         after = supernet.state_dict()
         assert all(torch.equal(after[key], before[key]) for key in before)
         assert torch.equal(torch.get_rng_state(), state)
@@ -210,3 +223,55 @@ def test_a_network_without_alpha_and_loaders_without_batches_are_refused():
         analysis.loss_curvature(supernet, [])
     with pytest.raises(InputError, match="the loss does not depend on any α"):
         analysis.loss_curvature(supernet, batches(), lambda net, batch: net.head.weight.sum() ** 2, progress=False)
+
+
+# -- of a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["fairdarts", "darts"])
+def test_a_finished_run_is_analysed(strategy, tmp_path, monkeypatch, capsys):
+    (tmp_path / "twelve.py").write_text(MODULE)
+    search = {"epochs": 2, "batch_size": 48, "gap_batches": 1, "arc_learning_rate": 0.5, "strategy": strategy}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**CONFIG, "space": "twelve:Space", "search": search}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "twelve", raising=False)
+    assert main(["search", "--config", "mine.yaml", "--name", "mine"]) == 0, capsys.readouterr().err
+    files = sorted(Path("runs/mine").rglob("*"))
+    state = torch.get_rng_state()
+    assert main(["analyse", "runs/mine", "--json", "out.json"]) == 0, capsys.readouterr().err
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sorted(Path("runs/mine").rglob("*")) == files
+    found, last = json.loads(Path("out.json").read_text()), read_history(Path("runs/mine/history.jsonl"))[-1]
+    assert found["accuracy"] == last["val_acc"]
+    # One batch has all images of the weights' half, in whatever order.
+    assert found["discretization_gap"] == pytest.approx(last["discretization_gap"], abs=1e-6)
+    entropy = analysis.softmax_entropy if strategy == "darts" else analysis.sigmoid_entropy
+    assert found["entropy"]["first"][-1] == pytest.approx(float(entropy([last["gates"]["first"]])), abs=1e-12)
+    assert found["dominant_skips"] == {}  # no cells
+    printed = capsys.readouterr().out
+    assert f"curvature in α      {found['curvature']['largest']:.4g} ± " in printed
+
+    searched = supernet_of(Path("runs/mine"))
+    shares = searched.module.export_probs()["first"]
+    np.testing.assert_allclose(list(shares.values()), last["gates"]["first"], rtol=1e-6)
+    (alpha,) = alphas_of(searched.supernet)
+    images, classes = next(iter(searched.validation))
+    name = next(name for name, parameter in searched.supernet.named_parameters() if parameter is alpha)
+
+    def loss(values):
+        scores = functional_call(searched.supernet.train(), {name: values}, (images,))
+        return nn.functional.cross_entropy(scores, classes)
+
+    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, alpha.detach()))
+    assert found["curvature"]["converged"]
+    assert found["curvature"]["largest"] == pytest.approx(float(values[-1]), abs=0.01 * float(values.abs().max()))
+
+
+def test_what_cannot_be_analysed_is_named(tmp_path, capsys):
+    assert main(["analyse", str(tmp_path)]) == 2
+    assert "there is no history.jsonl in" in capsys.readouterr().err
+    (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    assert main(["analyse", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'checkpoints'} has no checkpoint; give the folder of a search" in capsys.readouterr().err

@@ -37,15 +37,25 @@ def softmax_entropy(shares) -> np.ndarray:
 def entropy_by_epoch(recorded: Recorded) -> dict[str, np.ndarray]:
     """{label: entropy (epochs,)} of a search's gates, in [0, 1].
 
-    Of a strategy with a softmax, and of a choice of one of many (a depth, a width: its shares sum to 1), ``softmax_
-    entropy``; of all other gates ``sigmoid_entropy``. The two mean different things: compare within a strategy.
+    ``softmax_entropy`` of a strategy with a softmax, and of a choice of one of many (a depth, a width);
+    ``sigmoid_entropy`` of all other gates. The two mean different things: compare within a strategy.
     """
     found = {}
     for label in recorded.labels:
         gates = recorded.gates(label)
-        exclusive = not recorded.is_cell(label) and np.allclose(gates.sum(-1), 1, rtol=0, atol=1e-5)
-        found[label] = (softmax_entropy if recorded.softmax or exclusive else sigmoid_entropy)(gates)
+        entropy = softmax_entropy if recorded.softmax or _is_one_of_many(recorded, label) else sigmoid_entropy
+        found[label] = entropy(gates)
     return found
+
+
+def _is_one_of_many(recorded: Recorded, label: str) -> bool:
+    """Whether a fairdarts label's gates are shares: a record does not say it. Candidates have names, values are none.
+
+    Two chosen inputs whose gates sum to 1 all the time are taken for shares; of two both entropies are the same.
+    """
+    names = recorded.history[-1]["operations"][label]
+    values = not any(isinstance(name, str) for name in names)
+    return values and np.allclose(recorded.gates(label).sum(-1), 1, rtol=0, atol=1e-5)
 
 
 def dominant_by_epoch(recorded: Recorded) -> dict[str, np.ndarray]:

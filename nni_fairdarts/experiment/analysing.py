@@ -119,11 +119,11 @@ def supernet_of(folder: Path) -> Searched:
 def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int = 1, progress: bool = True) -> dict:
     """Numbers about the search in ``folder``, as JSON values: a record's, and those of the supernet it ended with.
 
-    "epochs"; {label: [per epoch]} of "dominant_skips" and "entropy" (see ``nni_fairdarts.analysis``); the metric of a
-    validation and "discretization_gap", with batch norms from ``gap_batches`` batches (by default the run's; 0 leaves
-    it out); "curvature" of the validation loss in α over ``hessian_batches`` batches of the validation (0 leaves it
-    out), each None for strategies that have none. The gap is that of the history but for the batches that are drawn
-    for its batch norms. Nothing is written, and random states are afterwards as they were.
+    "epochs"; {label: [per epoch]} of "dominant_skips" and "entropy" (see ``nni_fairdarts.analysis``); "accuracy", the
+    run's metric of a validation; "discretization_gap", with batch norms from ``gap_batches`` batches (by default the
+    run's; 0 leaves it out); "curvature" of the validation loss in α over ``hessian_batches`` batches of the validation
+    (0 leaves it out). Both are None for strategies that have none. The gap is that of the history but for the batches
+    that are drawn for its batch norms. Nothing is written, and random states are afterwards as they were.
     Raises InputError as ``supernet_of`` and ``read_recorded`` do.
     """
     recorded = read_recorded(folder)
@@ -142,7 +142,7 @@ def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int =
         if count and recorded.labels:
             gap = _Gap(DiscretizationGap(searched.evaluator, count, config.metric, searched.validation))
         metrics = searched.validated(*([] if gap is None else [gap]))
-        result[config.metric] = metrics.get(config.metric)
+        result["accuracy"] = metrics.get(config.metric)
         result["discretization_gap"] = None if gap is None else gap.value
         curvature = None
         if hessian_batches and config.search.strategy not in SAMPLING:
@@ -151,6 +151,34 @@ def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int =
             ).to_json()
         result["curvature"] = curvature
     return result
+
+
+def analysis_table(result: dict) -> str:
+    """What ``analyse`` has returned, as a table of epochs and a line for each number of the supernet."""
+    kinds = {"skips": result["dominant_skips"], "entropy": result["entropy"]}
+    columns = {f"{label} {name}": values for name, found in kinds.items() for label, values in found.items()}
+    head = ["epoch", *columns]
+    rows = [
+        [str(epoch), *(_short(values[i]) for values in columns.values())] for i, epoch in enumerate(result["epochs"])
+    ]
+    widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = lines if columns else []
+    if result["accuracy"] is not None:
+        lines.append(f"supernet accuracy   {result['accuracy']:.2%} (validation)")
+    if result["discretization_gap"] is not None:
+        lines.append(f"discretisation gap  {result['discretization_gap']:.2%} (lost when gates are rounded)")
+    if curvature := result["curvature"]:
+        rest = "" if curvature["converged"] else "; it has not settled"
+        lines.append(
+            f"curvature in α      {curvature['largest']:.4g} ± {curvature['residual']:.1g} (largest eigenvalue, of "
+            f"{curvature['products']} products{rest})"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 class _Gap(pl.Callback):
