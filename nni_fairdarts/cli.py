@@ -164,7 +164,10 @@ def _analyse_parser() -> ArgumentParser:
     )
     parser.add_argument("run", help="Folder of a search.")
     parser.add_argument(
-        "--hessian_batches", type=int, default=1, help="Validation batches for the loss's curvature in α; 0 for none."
+        "--hessian_batches",
+        type=int,
+        default=0,
+        help="Validation batches for the loss's curvature in α, which takes long; 0 for none.",
     )
     parser.add_argument("--json", metavar="FILE", help="A new file for the numbers.")
     return parser

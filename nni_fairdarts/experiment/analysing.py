@@ -116,15 +116,15 @@ def supernet_of(folder: Path) -> Searched:
     return Searched(module, evaluator, trainer, validation, config)
 
 
-def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int = 1, progress: bool = True) -> dict:
+def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int = 0, progress: bool = True) -> dict:
     """Numbers about the search in ``folder``, as JSON values: a record's, and those of the supernet it ended with.
 
     "epochs"; {label: [per epoch]} of "dominant_skips" and "entropy" (see ``nni_fairdarts.analysis``); "accuracy", the
     run's metric of a validation; "discretization_gap", with batch norms from ``gap_batches`` batches (by default the
     run's; 0 leaves it out); "curvature" of the validation loss in α over ``hessian_batches`` batches of the validation
-    (0 leaves it out). Both are None for strategies that have none. The gap is that of the history but for the batches
-    that are drawn for its batch norms. Nothing is written, and random states are afterwards as they were.
-    Raises InputError as ``supernet_of`` and ``read_recorded`` do.
+    (0 leaves it out: it takes up to 300 products, each of a few steps' time). Both are None for strategies that have
+    none. The gap is that of the history but for the batches that are drawn for its batch norms. Nothing is written,
+    and random states are afterwards as they were. Raises InputError as ``supernet_of`` and ``read_recorded`` do.
     """
     recorded = read_recorded(folder)
     result = {
