@@ -269,6 +269,8 @@ def test_a_finished_run_is_analysed(strategy, tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_analysed_is_named(tmp_path, capsys):
+    assert main(["analyse", str(tmp_path), "--hessian_batches", "-1"]) == 2
+    assert "hessian_batches must be 0 (none) or a number of batches, got -1" in capsys.readouterr().err
     assert main(["analyse", str(tmp_path)]) == 2
     assert "there is no history.jsonl in" in capsys.readouterr().err
     (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n')

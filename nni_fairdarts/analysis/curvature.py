@@ -99,8 +99,10 @@ def loss_curvature(
     number. Each product takes, of every batch, a forward pass, a backward pass and one through both. What is
     random in the network is drawn anew from one seed in every pass. Weights, statistics of batch norms, random
     states and modes are afterwards as they were, and no gradient is left. Two calls return the same bits on a CPU.
-    Raises InputError where there is no α that the loss depends on, or no batch.
+    Raises InputError where there is no α that the loss depends on, or no batch, and for a ``count`` below 1.
     """
+    if count < 1:
+        raise InputError(f"count must be at least 1 batch, got {count}")
     alphas = alphas_of(supernet)
     if not alphas:
         raise InputError("there is no α to differentiate in: give a supernet (FairDARTS' or NNI's DARTS' mutate_model)")

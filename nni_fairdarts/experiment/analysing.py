@@ -126,6 +126,9 @@ def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int =
     none. The gap is that of the history but for the batches that are drawn for its batch norms. Nothing is written,
     and random states are afterwards as they were. Raises InputError as ``supernet_of`` and ``read_recorded`` do.
     """
+    for name, batches in (("gap_batches", gap_batches or 0), ("hessian_batches", hessian_batches)):
+        if batches < 0:
+            raise InputError(f"{name} must be 0 (none) or a number of batches, got {batches}")
     recorded = read_recorded(folder)
     result = {
         "run": str(folder),
