@@ -32,7 +32,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	"$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing into $(VENV): some GB to download at first, so this takes several minutes ..."
 	"$(VENV)/bin/python" -m pip install --no-input --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,docs,plots]'
+	  -c constraints.txt -e '.[dev,docs,plots,export]'
 	@touch "$@"
 
 demo: $(STAMP)

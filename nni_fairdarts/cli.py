@@ -1,4 +1,4 @@
-"""``nni-fairdarts``: search, derive, retrain, the three as one run, and experiments of many runs in NNI's manager."""
+"""``nni-fairdarts``: search, derive, retrain, the three as one run, what came of it, and experiments of many runs."""
 
 import logging
 import os
@@ -11,13 +11,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from nni_fairdarts.arguments import FORMAT, check_file, explain, run_config, run_parser
 from nni_fairdarts.config import RunConfig, to_yaml
-from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFiniteLoss
+from nni_fairdarts.errors import ExportError, InputError, LostProcess, ManagerError, NonFiniteLoss
 from nni_fairdarts.failures import complain, unexpected
-from nni_fairdarts.folder import going_on, run_of
+from nni_fairdarts.folder import going_on, run_of, trained_config, write_json
 from nni_fairdarts.launched import end_with_parent, launched_rank
 from nni_fairdarts.plots import command as plot
 from nni_fairdarts.report import command as report
 from nni_fairdarts.stopping import Stopped
+from nni_fairdarts.trained import command as trained
 from nni_fairdarts.variables import nonsense
 
 # Imports of torch and NNI wait until a command needs them: --help and mistakes are answered at once.
@@ -66,6 +67,17 @@ def _derive(parsed: Namespace, config: None) -> None:
     if parsed.output:
         genotype.save(parsed.output)
         print(f"saved in {parsed.output}")
+
+
+def _analyse(parsed: Namespace, config: None) -> None:
+    from nni_fairdarts import experiment
+
+    if parsed.json is not None and os.path.lexists(parsed.json):
+        raise InputError(f"{parsed.json} exists already; choose another --json")
+    result = experiment.analyse(Path(parsed.run), hessian_batches=parsed.hessian_batches)
+    print(experiment.analysis_table(result))
+    if parsed.json is not None:
+        write_json(Path(parsed.json), result)
 
 
 def _trial(parsed: Namespace, config: RunConfig) -> None:
@@ -148,6 +160,21 @@ def _derive_parser() -> ArgumentParser:
     return parser
 
 
+def _analyse_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description="Numbers about a search, and the supernet it ended with."
+    )
+    parser.add_argument("run", help="Folder of a search.")
+    parser.add_argument(
+        "--hessian_batches",
+        type=int,
+        default=0,
+        help="Validation batches for the loss's curvature in α, which takes long; 0 for none.",
+    )
+    parser.add_argument("--json", metavar="FILE", help="A new file for the numbers.")
+    return parser
+
+
 def _trial_parser() -> ArgumentParser:
     return run_parser(description="A run as a trial of NNI's manager, with the parameters that it gives.")
 
@@ -162,20 +189,26 @@ COMMANDS = {
     "run": (_run_parser, _run, "search, derive and retrain"),
     "search": (_search_parser, _search, "search, and derive the architecture"),
     "derive": (_derive_parser, _derive, "derive a finished search at another threshold or rule"),
+    "analyse": (_analyse_parser, _analyse, "entropy of gates, dominant skips, gap and curvature of a search"),
     "launch": (_launch_parser, _launch, "start an NNI experiment, its manager bound to this machine"),
     "results": (_results_parser, _results, "the table of an NNI experiment"),
     "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),
     "report": (report.parser, report.run, "a page about a search, or a comparison of several or of an experiment"),
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
     "plot": (plot.parser, plot.run, "draw what a search did"),
+    "evaluate": (trained.evaluate_parser, trained.evaluate, "accuracy and loss of a trained derived network"),
+    "export": (trained.export_parser, trained.export, "a trained derived network as ONNX or torch.export"),
 }
 
 
 RESUMABLE = ("run", "search", "retrain")
 """Commands that take --resume."""
 
-OF_A_RUN = ("run", "search", "retrain", "trial")
+OF_A_RUN = ("run", "search", "retrain", "trial", "evaluate", "export")
 """Commands that take a run's configuration."""
+
+OF_A_FOLDER = ("retrain", "evaluate", "export")
+"""Commands that take that of a run whose folder they are given."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -195,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in _config_files(arguments):
                 check_file(path)
         resuming = any(argument.split("=")[0] == "--resume" for argument in arguments)
-        if arguments[:1] == ["retrain"] or (resuming and arguments[0] in RESUMABLE):
+        if arguments[:1] and (arguments[0] in OF_A_FOLDER or (resuming and arguments[0] in RESUMABLE)):
             _take_defaults_of_the_run(arguments[1:], parsers[arguments[0]])
         parsed = parser.parse_args(arguments)
         command = parsed.command
@@ -221,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS[command][1](values, config)
     except InputError as error:
         return complain(str(error), error=error)
-    except (NonFiniteLoss, ManagerError) as error:
+    except (NonFiniteLoss, ManagerError, ExportError) as error:
         return _complain_once(str(error), 1, error)
     except LostProcess as error:
         return _complain_once(f"{error}{_how_to_go_on(command, values, config)}", 1, error)
@@ -270,8 +303,12 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 
 def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> None:
-    """For ``retrain RUN`` and ``--resume RUN``: put the run's configuration in the place of ``parser``'s defaults."""
+    """For commands of a RUN and ``--resume RUN``: put the run's configuration in the place of ``parser``'s defaults."""
     values = parser.parse_args([a for a in arguments if not a.startswith("--print_config")])
+    if "trained" in values:
+        if values.trained is not None and os.path.isdir(values.trained):  # else a genotype
+            _put_defaults(trained_config(Path(values.trained)), parser)
+        return
     run = values.resume or values.get("run")
     if run is None:
         return
@@ -282,6 +319,10 @@ def _take_defaults_of_the_run(arguments: list[str], parser: ArgumentParser) -> N
     if values.resume:
         folder = Path(run) if Path(run).name else Path(run).absolute()
         config = replace(config, name=folder.name, runs=str(folder.parent))
+    _put_defaults(config, parser)
+
+
+def _put_defaults(config: RunConfig, parser: ArgumentParser) -> None:
     parser.set_defaults(parser.parse_string(to_yaml(config), defaults=False).as_flat().__dict__)
 
 

@@ -223,14 +223,21 @@ def retrain_loaders(
     for a batch larger than the training set.
     """
     _check_loading(batch_size, workers, len(data.train), "the training set", devices)
-    if len(data.test) < devices:
-        raise InputError(
-            f"the test set has {len(data.test)} images, too few for {devices} processes; use fewer devices"
-        )
+    test = evaluation_loader(data, batch_size, workers, device, devices)
     # The auxiliary head has a batch norm over 1x1 maps, which cannot train on a last batch of one image.
     lone = batch_size > 1 and len(data.train) // devices % batch_size == 1
     loader = partial(_loader, data, batch_size, workers, device)
     order = _order(data.train, devices, seed)
-    return loader(data.train, augmentation, **order, drop_last=lone), loader(
-        data.test, None, **_order(data.test, devices, None)
-    )
+    return loader(data.train, augmentation, **order, drop_last=lone), test
+
+
+def evaluation_loader(
+    data: ImageData, batch_size: int, workers: int = 0, device: str = "cpu", devices: int = 1
+) -> DataLoader:
+    """Loader of the test set as it is, in its order; batches as those of `retrain_loaders`."""
+    _check_loading(batch_size, workers, batch_size, "the test set")  # which may be smaller than a batch
+    if len(data.test) < devices:
+        raise InputError(
+            f"the test set has {len(data.test)} images, too few for {devices} processes; use fewer devices"
+        )
+    return _loader(data, batch_size, workers, device, data.test, None, **_order(data.test, devices, None))

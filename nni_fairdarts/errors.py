@@ -39,6 +39,10 @@ class LostProcess(RuntimeError):
     """A process has ended that this one cannot go on without: another that trains, or a worker that loads data."""
 
 
+class ExportError(RuntimeError):
+    """A network that was written to a file does not put out what it should when it is read back; the file is gone."""
+
+
 class ManagerError(RuntimeError):
     """NNI's manager did not start, or gave up; the message says why and where its log is."""
 

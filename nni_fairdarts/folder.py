@@ -59,6 +59,20 @@ def is_retraining(folder: Path) -> bool:
     return derived and not (folder / "history.jsonl").exists()
 
 
+def retraining_in(folder: Path) -> Path:
+    """The retraining's folder: ``folder`` where it is one, else RUN/retrain, which may not be there."""
+    return folder if is_retraining(folder) else folder / "retrain"
+
+
+def trained_config(folder: Path) -> RunConfig:
+    """The configuration that the network in ``folder``, a run's or a retraining's, was trained with.
+
+    The run's where it has not been retrained. Raises InputError where ``folder`` is neither.
+    """
+    retraining = retraining_in(folder)
+    return run_of(retraining if (retraining / "config.yaml").is_file() else folder)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, this process alone works in ``folder``. Raises InputError where another one does."""

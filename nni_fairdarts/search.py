@@ -17,7 +17,7 @@ from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
-from nni_fairdarts.supernet import Choice, choices_of
+from nni_fairdarts.supernet import Choice, alphas_of, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused
 
 FUSED_KEY = "fairdarts_fused"
@@ -102,13 +102,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return choices
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """α in the order of the space: the same in every process (NNI's set is not, and Adam's state goes by order)."""
-        found: dict[nn.Parameter, None] = {}
-        for module in self.supernet_modules():
-            found.update(dict.fromkeys(choice.alpha for choice in choices_of(module)))
-            if hasattr(module, "arch_parameters"):
-                found.update(dict.fromkeys(module.arch_parameters()))
-        return list(found)
+        return alphas_of(self)
 
     def skip_connections(self) -> dict[str, int]:
         """How many skip connections the discretisation would keep now, for each label that has operations."""
@@ -287,4 +281,4 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         }
 
     def rounded_alphas(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        return ((choice.alpha, choice.rounded()) for choice in self._choices.values())
+        return ((choice.alpha, choice.rounded()) for choice in self.choices().values())

@@ -20,7 +20,7 @@ from nni_fairdarts.inheritance import reestimate_batch_norm
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.spaces import S2
 from nni_fairdarts.supernet import GatedCell, GatedLayer
-from nni_fairdarts.supernet.fused import FusedEdges, fuse, unfuse
+from nni_fairdarts.supernet.fused import FusedEdges, fuse, twice_differentiable, unfuse
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found positional arguments"),
@@ -370,8 +370,24 @@ def test_second_derivatives_are_refused():
     _, fused = pair()
     alphas = [p for name, p in fused.named_parameters() if name.endswith("alpha")]
     slopes = torch.autograd.grad(fused(images()).sum(), alphas, create_graph=True)
+    square = sum(slope.square().sum() for slope in slopes)
     with pytest.raises(NotImplementedError, match=r"first derivatives only.*FairDARTS\(fused=False\)"):
-        sum(slope.square().sum() for slope in slopes).backward()
+        torch.autograd.grad(square, alphas, retain_graph=True)
+    with pytest.raises(NotImplementedError, match=r"first derivatives only.*FairDARTS\(fused=False\)"):
+        square.backward()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_second_derivatives_where_they_are_wanted_are_the_plain_ones(recompute):
+    products = []
+    for supernet in pair(recompute=recompute):
+        alphas = [p for name, p in supernet.named_parameters() if name.endswith("alpha")]
+        with twice_differentiable():
+            slopes = torch.autograd.grad(supernet(images()).square().sum(), alphas, create_graph=True)
+            square = sum(slope.square().sum() for slope in slopes)
+            products.append(torch.cat([p.flatten() for p in torch.autograd.grad(square, alphas)]))
+    assert products[0].abs().max() > 1
+    torch.testing.assert_close(*products, rtol=1e-10, atol=1e-10 * float(products[0].abs().max()))
 
 
 # -- state dicts ---------------------------------------------------------------------------------------------------

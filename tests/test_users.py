@@ -162,6 +162,18 @@ def test_a_run_of_the_users_own_space_and_evaluator(strategy, theirs, tmp_path, 
     assert list((run / "checkpoints").iterdir())
     assert list((run / "tensorboard").iterdir())
     assert f"left = {sample['left']}" in capsys.readouterr().out
+    assert main(["evaluate", "runs/search", "--json", "out.json"]) == 0
+    evaluation = json.loads((tmp_path / "out.json").read_text())
+    assert (evaluation["accuracy"], evaluation["images"]) == (retrained["test_accuracy"], 120)
+    assert evaluation["loss"] is None  # their evaluator logs none
+    assert main(["analyse", "runs/search", "--hessian_batches", "2", "--json", "analysis.json"]) == 0
+    numbers = json.loads((tmp_path / "analysis.json").read_text())
+    assert numbers["accuracy"] == searched["supernet_accuracy"]
+    assert numbers["curvature"]["scale"] > 0
+    assert main(["export", "runs/search", "--format", "torch", "--output", "mine.pt2"]) == 2
+    assert "export takes networks of one tensor, the first of the evaluator's batches, got dict" in (
+        capsys.readouterr().err
+    )
 
 
 def test_it_can_be_retrained_again(theirs, tmp_path, capsys):

@@ -77,7 +77,7 @@ def retrain(
     or written, for data, sizes and folders that do not fit.
     """
     parts = check_retraining(config)
-    network = _network(config, architecture, parts[0])
+    network = fresh_network(config, architecture, parts[0])
     if launched_rank() == 0:
         run_folder.create(folder)
     with run_folder.locked(folder):
@@ -102,7 +102,7 @@ def resume_retraining(folder: Path, config: RunConfig | None = None, logs: Path 
     else:
         raise InputError(f"{folder} holds no retraining that was begun: it has no genotype.json; give RUN/retrain")
     parts = check_retraining(config)
-    network = _network(config, architecture, parts[0])
+    network = fresh_network(config, architecture, parts[0])
     with run_folder.locked(folder):
         checkpoint = last_checkpoint("retrain", config, folder)
         return _retrain(config, parts, architecture, network, folder, checkpoint, logs)
@@ -196,7 +196,7 @@ def architecture_of(folder: Path) -> Genotype | dict:
     return run_folder.read_json(folder / "sample.json")
 
 
-def _network(config: RunConfig, architecture: Genotype | Mapping, images: datasets.ImageData | None) -> nn.Module:
+def fresh_network(config: RunConfig, architecture: Genotype | Mapping, images: datasets.ImageData | None) -> nn.Module:
     """The derived network with fresh weights, drawn first with the run's seed. Raises InputError for misfits."""
     prepare(config)
     if not isinstance(architecture, Genotype):

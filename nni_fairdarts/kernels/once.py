@@ -8,17 +8,18 @@ from torch.autograd import Function
 
 
 class _Last(Function):
-    """The identity, whose gradient is refused; ``flag`` needs a gradient, so that the result needs one."""
+    """The identity of a gradient, whose own gradient is refused in everything that the gradient depends on."""
 
     @staticmethod
-    def forward(ctx, flag: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor, *depends_on: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(
             "a fused supernet has first derivatives only, but the gradient of a gradient is asked for "
-            "(create_graph=True); use the plain one: FairDARTS(fused=False), or unfuse of nni_fairdarts.supernet.fused"
+            "(create_graph=True); compute the loss inside twice_differentiable() of nni_fairdarts.supernet.fused, or "
+            "use the plain one: FairDARTS(fused=False)"
         )
 
 
@@ -35,7 +36,9 @@ def first_order(backward):
             results = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
             return results
-        flag = torch.ones((), requires_grad=True)
-        return tuple(None if result is None else _Last.apply(flag, result) for result in results)
+        # ``torch.autograd.grad`` goes only where its inputs are: each of these may lead there.
+        saved = [tensor for tensor in (*ctx.saved_tensors, *gradients) if tensor is not None and tensor.requires_grad]
+        saved.append(torch.ones((), requires_grad=True))
+        return tuple(None if result is None else _Last.apply(result, *saved) for result in results)
 
     return checked

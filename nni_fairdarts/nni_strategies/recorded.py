@@ -17,6 +17,7 @@ from nni_fairdarts.randomness import SeededLoaders
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.requirements import check_module, check_trainer
 from nni_fairdarts.scaling import unscaled
+from nni_fairdarts.supernet import alphas_of
 from nni_fairdarts.supernet.gated import DECIDED
 
 
@@ -30,12 +31,7 @@ class RecordsNNI(RecordsEpochs, ForwardedHooks):
     threshold: float = 0.85
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """α in the order of the space. NNI's is a set's: another one in every process, and Adam's state goes by it."""
-        found: dict[nn.Parameter, None] = {}
-        for module in self.supernet_modules():
-            if hasattr(module, "arch_parameters"):
-                found.update(dict.fromkeys(module.arch_parameters()))
-        return list(found)
+        return alphas_of(self)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

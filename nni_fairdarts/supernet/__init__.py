@@ -11,6 +11,7 @@ from nni.nas.hub.pytorch.modules.nasbench101 import NasBench101Cell
 from nni.nas.nn.pytorch import MutableModule
 from torch import nn
 
+from nni_fairdarts._nni import BaseSuperNetModule
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.attention import GatedAttention
 from nni_fairdarts.supernet.cell import GatedCell
@@ -43,6 +44,7 @@ __all__ = [
     "GatedStage",
     "SupernetOptions",
     "ValuePolicy",
+    "alphas_of",
     "choices_of",
     "compile_cells",
     "read_whole_cells",
@@ -59,6 +61,20 @@ def choices_of(module: nn.Module) -> tuple[Choice, ...]:
         return module.choices()
     weights = getattr(module, "value_weights", None)
     return weights.choices() if isinstance(weights, ValueWeights) else ()
+
+
+def alphas_of(supernet: nn.Module) -> list[nn.Parameter]:
+    """α in the order of the space, of this package's supernets and of NNI's: the same order in every process.
+
+    NNI's own is a set's, and the state of Adam goes by it.
+    """
+    found: dict[nn.Parameter, None] = {}
+    for module in supernet.modules():
+        if isinstance(module, BaseSuperNetModule):
+            found.update(dict.fromkeys(choice.alpha for choice in choices_of(module)))
+            if hasattr(module, "arch_parameters"):
+                found.update(dict.fromkeys(module.arch_parameters()))
+    return list(found)
 
 
 def compile_cells(supernet: nn.Module, backend: bool | str) -> None:

@@ -8,10 +8,11 @@ from torch import nn
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.cell import GatedCell
 from nni_fairdarts.supernet.fused.edges import FusedEdges
+from nni_fairdarts.supernet.fused.sources import twice_differentiable
 from nni_fairdarts.supernet.fused.together import Together
 from nni_fairdarts.supernet.layer import GatedLayer
 
-__all__ = ["FusedEdges", "check_norms", "fuse", "is_fused", "unfuse"]
+__all__ = ["FusedEdges", "check_norms", "fuse", "is_fused", "twice_differentiable", "unfuse"]
 
 
 def is_fused(supernet: nn.Module) -> bool:
