@@ -1,12 +1,31 @@
-"""Gates and the zero-one loss: Fair DARTS, arXiv 1911.12126."""
+"""Gates, and what is added to the loss for them: Fair DARTS, arXiv 1911.12126, and the relaxations of its kin."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid}
-"""Relaxation by name: architecture parameters α (..., operations) -> gates of the same shape."""
+
+def softmax(alpha: Tensor) -> Tensor:
+    """exp α_o / Σ_p exp α_p over the last dimension, in (0, 1): DARTS, arXiv 1806.09055, eq. 2."""
+    return torch.softmax(alpha, -1)
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How the α of a choice become its gates.
+
+    ``gates``: α (..., candidates) -> as many gates. ``shared``: the gates of a choice share 1, so that an edge of a
+    cell has the operation "none" as a candidate too, its α before those of the others: what it takes, they lose.
+    """
+
+    gates: Callable[[Tensor], Tensor]
+    shared: bool = False
+
+
+RELAXATIONS = {"sigmoid": Relaxation(torch.sigmoid), "softmax": Relaxation(softmax, shared=True)}
+"""Relaxation by name."""
 
 
 def one_of_many(alpha: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The bilevel step of a search, its validation and its history."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from nni_fairdarts.alpha_gradients import GRADIENTS, check_optimizer, frozen
 from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.distributed import average_gradients, average_statistics, batch_norms, by_hand
@@ -26,29 +27,17 @@ FUSED_KEY = "fairdarts_fused"
 SETTINGS_KEY = "fairdarts_settings"
 """Under this key a checkpoint has the settings of the search."""
 
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradient is computed for ``parameters`` inside; those that needed one need it again afterwards.
-
-    Autograd then neither computes their gradients nor keeps the activations that only those would have needed.
-    """
-    stopped = [p for p in parameters if p.requires_grad]
-    for parameter in stopped:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in stopped:
-            parameter.requires_grad_(True)
+EARLIER = {"alpha_gradient": "first", "relaxation": "sigmoid", "alpha_spread": 0.0}
+"""Settings that older checkpoints lack, and what they were then."""
 
 
 class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
-    One step, first order (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the
-    evaluator + w01 · zero-one loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their
-    gradient norm clipped. ``single_level``: one batch of ``train`` and one backward pass update both.
+    One step (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the evaluator + w01 · zero-one
+    loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their gradient norm clipped.
+    ``alpha_gradient``: of which order α's is, see ``nni_fairdarts.alpha_gradients``. ``single_level``: one batch of
+    ``train`` and one backward pass update both.
     """
 
     def __init__(
@@ -62,6 +51,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         zero_one_loss: str,
         threshold: float,
         single_level: bool,
+        alpha_gradient: str = "first",
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -85,6 +75,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.zero_one_loss = LOSSES[zero_one_loss]
         self.threshold = threshold
         self.single_level = single_level
+        self.alpha_gradient = alpha_gradient
         self.history = history
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
@@ -139,7 +130,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     def settings(self) -> dict:
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
-        more = ("gradient_clip_val", "warmup_epochs")
+        more = ("gradient_clip_val", "warmup_epochs", "alpha_gradient")
         own = {name: getattr(self, name) for name in names + more}
         return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
@@ -149,7 +140,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint):
-        was, now = checkpoint.get(SETTINGS_KEY, {}), self.settings()
+        was, now = {**EARLIER, **checkpoint.get(SETTINGS_KEY, {})}, self.settings()
         if differing := [
             f"{name} ({was.get(name)!r}, now {now[name]!r})" for name in now if was.get(name) != now[name]
         ]:
@@ -178,6 +169,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._norms = batch_norms(self)
         if self.cuda_graphs:
             check_graphable(self.training_module, self.trainer, self.device)
+        self._gradient = self._alpha_gradient()
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
         return super().on_fit_start()
 
@@ -192,7 +184,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
                 result = self._joint_step(batch["train"], batch_idx, warm)
             else:
                 if warm:
-                    self._alpha_step(batch["val"], batch_idx)
+                    self._alpha_step(batch, batch_idx)
                 result = self._weight_step(batch["train"], batch_idx)
         average_statistics(self._norms)
         self._batches += 1
@@ -205,16 +197,28 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         super().backward(loss, *args, **kwargs)
         average_gradients([*self._alphas, *self._weights])
 
+    def _alpha_gradient(self):
+        learning = [p for p in self._weights if p.requires_grad]
+        (optimizer,) = (o for o in self.trainer.optimizers if not getattr(o, "is_arch_optimizer", False))
+        check_optimizer(optimizer, learning, self.alpha_gradient)
+        kind = GRADIENTS[self.alpha_gradient]
+        return kind(self._alphas, learning, self._norms, optimizer, self.manual_backward)
+
     def _alpha_step(self, batch, batch_idx: int) -> None:
-        with frozen(self._weights):
-            optimizer = self.architecture_optimizers()
-            optimizer.zero_grad()
-            with self._graphed():
-                result = self.training_module.training_step(batch, 2 * batch_idx)
-            total = self.arch_loss(loss_of(result))
+        def arch_loss() -> Tensor:
+            total = self.arch_loss(self._loss(batch["val"], 2 * batch_idx))
             self.note_loss("arch_loss", total, batch_idx)
-            self.manual_backward(total)
-            optimizer.step()
+            return total
+
+        optimizer = self.architecture_optimizers()
+        optimizer.zero_grad()
+        self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
+        optimizer.step()
+
+    def _loss(self, batch, number: int) -> Tensor:
+        """The evaluator's loss of a batch."""
+        with self._graphed():
+            return loss_of(self.training_module.training_step(batch, number))
 
     def _weight_step(self, batch, batch_idx: int):
         with frozen(self._alphas):

@@ -13,6 +13,7 @@ from nni.nas.nn.pytorch import Cell
 from torch import nn
 
 from nni_fairdarts._nni import OneShotStrategy
+from nni_fairdarts.alpha_gradients import GRADIENTS
 from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
@@ -28,6 +29,7 @@ from nni_fairdarts.requirements import (
     check_module,
     check_number,
     check_one_loader,
+    check_together,
     check_trainer,
     known,
     like,
@@ -70,8 +72,14 @@ class FairDARTS(nni.nas.strategy.DARTS):
         A gate at or over it, in (0, 1), is kept.
     discretization
         "sparse" (the method), "edge" or "darts": see ``nni_fairdarts.discretize``.
-    alpha_init
-        Where every α starts; 0 is a gate of 0.5.
+    alpha_init, alpha_spread
+        Mean and standard deviation of what α is drawn from at the start; 0 and 0 are gates of 0.5, all alike.
+    relaxation
+        How α becomes gates: "sigmoid" (the method), or "softmax", which DARTS shares out among an edge's operations and
+        "none". The zero-one loss is of sigmoids only.
+    alpha_gradient
+        "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
+        going backwards twice, which needs ``fused=False``. See ``nni_fairdarts.alpha_gradients``.
     single_level
         One batch of the training loader updates weights and α together.
     warmup_epochs
@@ -134,6 +142,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
         threshold: float = 0.85,
         discretization: str = "sparse",
         alpha_init: float = 0.0,
+        alpha_spread: float = 0.0,
+        relaxation: str = "sigmoid",
+        alpha_gradient: str = "first",
         single_level: bool = False,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = 5.0,
@@ -160,6 +171,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         check_number("checkpoint_steps", checkpoint_steps, "0 or more", lambda v: v >= 0, whole=True)
         check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
         check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
+        check_number("alpha_spread", alpha_spread, "0 or more", lambda v: v >= 0)
         if gradient_clip_val is not None:
             check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
@@ -168,6 +180,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         known("zero_one_loss", zero_one_loss, LOSSES)
         known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
         known("export", export, EXPORTS)
+        known("relaxation", relaxation, RELAXATIONS)
+        known("alpha_gradient", alpha_gradient, GRADIENTS)
         check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
         if reestimate_batches and not inherit_weights:
             raise InputError(
@@ -179,6 +193,19 @@ class FairDARTS(nni.nas.strategy.DARTS):
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
         self.discretization = Discretization(discretization, threshold)
+        check_together(
+            {
+                "relaxation": relaxation,
+                "alpha_gradient": alpha_gradient,
+                "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
+                "discretization": discretization,
+                "export": export,
+                "single_level": single_level,
+                "fused": fused,
+                "cuda_graphs": cuda_graphs,
+                "compile": compile,
+            }
+        )
         super().__init__(
             mutation_hooks=mutation_hooks,
             arc_learning_rate=arc_learning_rate,
@@ -191,6 +218,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.zero_one_weight = zero_one_weight
         self.zero_one_loss = zero_one_loss
         self.alpha_init = alpha_init
+        self.alpha_spread = alpha_spread
+        self.relaxation = relaxation
+        self.alpha_gradient = alpha_gradient
         self.single_level = single_level
         self.candidate_norm = candidate_norm
         self.export = export
@@ -218,8 +248,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
     # -- supernet ---------------------------------------------------------------------------------------------------
 
     def configure_softmax(self) -> nn.Module:
-        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get gates."""
-        return nn.Sigmoid()
+        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get what makes the gates."""
+        return nn.Softmax(-1) if RELAXATIONS[self.relaxation].shared else nn.Sigmoid()
 
     def default_mutation_hooks(self) -> list:
         return list(HOOKS)
@@ -233,13 +263,14 @@ class FairDARTS(nni.nas.strategy.DARTS):
         refuse(model, "", {}, {})
         refuse_twins(model)
         self._options = SupernetOptions(
-            RELAXATIONS["sigmoid"],
+            RELAXATIONS[self.relaxation],
             self.candidate_norm,
             self.discretization,
             self.alpha_init,
             like(model),
             self.export,
             self.recompute,
+            self.alpha_spread,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -294,6 +325,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             zero_one_loss=self.zero_one_loss,
             threshold=self.discretization.threshold,
             single_level=self.single_level,
+            alpha_gradient=self.alpha_gradient,
             gradient_clip_val=self.gradient_clip_val,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
@@ -305,6 +337,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "discretization": self.discretization.rule,
                 "candidate_norm": self.candidate_norm,
                 "alpha_init": self.alpha_init,
+                "alpha_spread": self.alpha_spread,
+                "relaxation": self.relaxation,
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )

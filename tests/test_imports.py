@@ -24,6 +24,7 @@ LAYERS = {
     "history": 1,
     "kernels": 1,
     "users": 1,
+    "alpha_gradients": 2,
     "watch": 1,
     "yaml_files": 1,
     "scaling": 1,

@@ -44,9 +44,11 @@ class GatedCell(GatedModule):
     """A cell in which every node sums over all earlier states and all operations of gate times output.
 
     State j of node i: x_i = Σ_{j<i} Σ_o σ(α_{ij,o}) · o(x_j); the nodes are concatenated.
-    Fair DARTS, arXiv 1911.12126: no softmax, no "none" operation.
+    Fair DARTS, arXiv 1911.12126: no softmax, no "none" operation. Where the relaxation shares 1 among the operations of
+    an edge, as DARTS' softmax does, "none" has a share.
 
-    ``alpha`` is (edges, operations), edges in the order node 2 from 0, 1; node 3 from 0, 1, 2; ...
+    ``alpha`` is (edges, operations, and "none" before them where it has a share), edges in the order node 2 from 0, 1;
+    node 3 from 0, 1, 2; ...
     """
 
     def __init__(self, cell: Cell, alpha: nn.Parameter, options: SupernetOptions):
@@ -76,7 +78,9 @@ class GatedCell(GatedModule):
         return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
 
     def choices(self):
-        return (Choice(self.label, self.operations, self.alpha, self.options.relaxation, rows=self.edge_labels()),)
+        relaxation = self.options.relaxation
+        rows = self.edge_labels()
+        return (Choice(self.label, self.operations, self.alpha, relaxation.gates, relaxation.shared, rows),)
 
     def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
         ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)
@@ -103,7 +107,8 @@ class GatedCell(GatedModule):
             return None
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
         edges = sum(module.num_predecessors + node for node in range(module.num_nodes))
-        alpha = shared_alpha(memo, module.label, (edges, len(module.op_candidates_factory)), options)
+        candidates = len(module.op_candidates_factory) + options.relaxation.shared  # and "none"
+        alpha = shared_alpha(memo, module.label, (edges, candidates), options)
         return cls(module, alpha, options)
 
     def forward(self, *inputs):

@@ -30,6 +30,11 @@ class GatedInput(InputChoice, GatedModule):
                 "of its own and no gate can weigh them; use reduction='sum' or 'mean'"
             )
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
+        if options.relaxation.shared and module.n_chosen is None:
+            raise InputError(
+                f"InputChoice {module.label!r} keeps as many inputs as are open (n_chosen=None), but gates that share "
+                "1 do not say how many; give n_chosen, or use the relaxation 'sigmoid'"
+            )
         return cls(module, shared_alpha(memo, module.label, (module.n_candidates,), options), options)
 
     def forward(self, candidate_inputs):

@@ -14,7 +14,8 @@ class GatedLayer(LayerChoice, GatedModule):
     """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126.
 
     A candidate "none" (NNI's ``Zero``, or one of that name without weights) has no gate: nothing would depend on it.
-    It is what the choice exports when no gate reaches the threshold.
+    It is what the choice exports when no gate reaches the threshold or, where the candidates share 1, when "none" has
+    the largest share.
     """
 
     def __init__(self, candidates, alpha: nn.Parameter, options: SupernetOptions, label: str):
@@ -46,7 +47,8 @@ class GatedLayer(LayerChoice, GatedModule):
         gated = gated_names(module)
         if not gated:
             raise InputError(f"LayerChoice {module.label!r} has only zero operations; give it one that does something")
-        return cls(candidates, shared_alpha(memo, module.label, (len(gated),), options), options, module.label)
+        none = options.relaxation.shared and len(gated) < len(module.names)
+        return cls(candidates, shared_alpha(memo, module.label, (len(gated) + none,), options), options, module.label)
 
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
@@ -79,7 +81,9 @@ class GatedLayer(LayerChoice, GatedModule):
 
     def chosen_names(self) -> list:
         """What the export keeps now, at least one candidate."""
-        if self.zeros and max(self.gate_values()) < self.options.discretization.threshold:
+        gates = self.gate_values()
+        none = 1 - sum(gates) if self.options.relaxation.shared else self.options.discretization.threshold
+        if self.zeros and max(gates) < none:
             return self.zeros[:1]
         places = self.kept() if self.options.export == "multi" else strongest(self.gate_values())
         return [self.gated_names[place] for place in places]
