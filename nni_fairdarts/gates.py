@@ -28,6 +28,14 @@ RELAXATIONS = {"sigmoid": Relaxation(torch.sigmoid), "softmax": Relaxation(softm
 """Relaxation by name."""
 
 
+def edge_shares(beta: Tensor, sizes: Iterable[int]) -> Tensor:
+    """Weights (edges,) of a cell's edges: softmax(β) over the edges into each node. PC-DARTS, arXiv 1907.05737, eq. 4.
+
+    ``sizes``: how many edges lead into each node, 2, 3, 4, … in a cell of two inputs.
+    """
+    return torch.cat([torch.softmax(part, 0) for part in beta.split(list(sizes))])
+
+
 def one_of_many(alpha: Tensor) -> Tensor:
     """Weights (values,) of a choice that keeps exactly one of its values, such as a depth, a width or a kernel.
 

@@ -68,6 +68,15 @@ CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
         "of gates that share 1 one is kept; use export='single'",
     ),
     (
+        {"edge_normalization": bool, "discretization": lambda rule: rule != "darts"},
+        "an operation is then ranked by its gate times the weight of its edge, and those into a node share 1, so that "
+        "few reach a threshold; use the rule 'darts'",
+    ),
+    (
+        {"partial_channels": lambda part: part > 1, "inherit_weights": bool},
+        "the supernet's operations are narrower than those of the network; give it fresh weights",
+    ),
+    (
         {"alpha_gradient": lambda gradient: gradient != "first", "single_level": bool},
         "a gradient of second order looks at how the weights' step changes the loss in validation, which single_level "
         "leaves out",

@@ -27,7 +27,13 @@ FUSED_KEY = "fairdarts_fused"
 SETTINGS_KEY = "fairdarts_settings"
 """Under this key a checkpoint has the settings of the search."""
 
-EARLIER = {"alpha_gradient": "first", "relaxation": "sigmoid", "alpha_spread": 0.0}
+EARLIER = {
+    "alpha_gradient": "first",
+    "relaxation": "sigmoid",
+    "alpha_spread": 0.0,
+    "partial_channels": 1,
+    "edge_normalization": False,
+}
 """Settings that older checkpoints lack, and what they were then."""
 
 

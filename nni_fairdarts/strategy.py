@@ -80,6 +80,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
     alpha_gradient
         "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
         going backwards twice, which needs ``fused=False``. See ``nni_fairdarts.alpha_gradients``.
+    partial_channels
+        K: the operations of cells see 1/K of the channels, the rest passes by (PC-DARTS); 1 for all. Of NNI's hub.
+    edge_normalization
+        The edges into a node of a cell have weights, softmax(β), by which the rule "darts" ranks with the gates.
     single_level
         One batch of the training loader updates weights and α together.
     warmup_epochs
@@ -145,6 +149,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         alpha_spread: float = 0.0,
         relaxation: str = "sigmoid",
         alpha_gradient: str = "first",
+        partial_channels: int = 1,
+        edge_normalization: bool = False,
         single_level: bool = False,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = 5.0,
@@ -172,6 +178,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
         check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
         check_number("alpha_spread", alpha_spread, "0 or more", lambda v: v >= 0)
+        check_number("partial_channels", partial_channels, "at least 1", lambda v: v >= 1, whole=True)
         if gradient_clip_val is not None:
             check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
@@ -200,6 +207,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
                 "discretization": discretization,
                 "export": export,
+                "inherit_weights": inherit_weights,
+                "partial_channels": partial_channels,
+                "edge_normalization": edge_normalization,
                 "single_level": single_level,
                 "fused": fused,
                 "cuda_graphs": cuda_graphs,
@@ -221,6 +231,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.alpha_spread = alpha_spread
         self.relaxation = relaxation
         self.alpha_gradient = alpha_gradient
+        self.partial_channels = partial_channels
+        self.edge_normalization = edge_normalization
         self.single_level = single_level
         self.candidate_norm = candidate_norm
         self.export = export
@@ -271,6 +283,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.export,
             self.recompute,
             self.alpha_spread,
+            self.partial_channels,
+            self.edge_normalization,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -339,6 +353,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "alpha_init": self.alpha_init,
                 "alpha_spread": self.alpha_spread,
                 "relaxation": self.relaxation,
+                "partial_channels": self.partial_channels,
+                "edge_normalization": self.edge_normalization,
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )

@@ -178,6 +178,41 @@ def search_step_by(file, meta: dict, fused: bool, **settings) -> Deviations:
         yield f"after {kind}", value
 
 
+def partial_channel_forward(file, meta: dict) -> Deviations:
+    """A forward and a backward pass of PC-DARTS' supernet, and what it derives, by both kinds of supernet."""
+    for kind, fused in (("fused", True), ("plain", False)):
+        for quantity, value in partial_channel_forward_by(file, meta, fused):
+            yield f"{kind}: {quantity}", value
+
+
+def partial_channel_forward_by(file, meta: dict, fused: bool) -> Deviations:
+    from nni_fairdarts import FairDARTS, Genotype
+    from nni_fairdarts.genotype import parse as parse_text
+    from nni_fairdarts.spaces import DARTS
+
+    torch.set_default_dtype(torch.float64)
+    space = DARTS(meta["channels"], meta["cells"], "cifar", in_channels=file["x"].shape[1])
+    strategy = FairDARTS(
+        relaxation="softmax", zero_one_weight=0.0, discretization="darts", partial_channels=meta["partial"],
+        edge_normalization=True, fused=fused,
+    )  # fmt: skip
+    supernet = strategy.mutate_model(space.double())
+    load(supernet, supernet_names(file, "before"))
+    logits = supernet.train()(torch.from_numpy(file["x"]))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(file["y"]))
+    loss.backward()
+    yield "logits", deviation(logits, file["logits"])
+    yield "cross_entropy", deviation(loss, file["cross_entropy"])
+    cells = {m.label: m for m in supernet.modules() if isinstance(getattr(m, "beta", None), nn.Parameter)}
+    for kind, cell in cells.items():
+        yield f"grad_alphas_{kind}", deviation(cell.alpha.grad, file[f"grad_alphas_{kind}"])
+        yield f"grad_betas_{kind}", deviation(cell.beta.grad, file[f"grad_betas_{kind}"])
+    sample = {}
+    for cell in cells.values():
+        sample.update(cell.export(sample))
+    yield "genotype", float(Genotype.from_sample(sample, style="darts") != parse_text(str(file["genotype"])))
+
+
 def supernet_names(file, moment: str) -> dict[str, np.ndarray]:
     """The recorded state under the names of NNI's DARTS space once gated."""
     meta = json.loads(str(file["meta"]))
@@ -190,11 +225,11 @@ def supernet_names(file, moment: str) -> dict[str, np.ndarray]:
             cells[str(cell)] = (stage, place)
     own = {}
     for key in file.files:
-        if key in (f"{moment}/alphas_normal", f"{moment}/alphas_reduce"):
-            kind = key.rsplit("_", 1)[1]
+        if key in [f"{moment}/{name}s_{kind}" for name in ("alpha", "beta") for kind in ("normal", "reduce")]:
+            name, kind = key.removeprefix(f"{moment}/").split("s_")
             for cell, (stage, place) in cells.items():
                 if (int(cell) in (layers // 3, 2 * layers // 3)) == (kind == "reduce"):
-                    own[f"stages.{stage}.blocks.{place}.alpha"] = file[key]
+                    own[f"stages.{stage}.blocks.{place}.{name}"] = file[key]
         elif key.startswith(f"{moment}/weights/"):
             name = key.removeprefix(f"{moment}/weights/")
             parts = name.split(".")
@@ -309,7 +344,12 @@ def genotypes(content: dict) -> Deviations:
 
 # -- judging -------------------------------------------------------------------------------------------------------
 
-RECORDED = {"search_step": search_step, "darts_step": darts_step, "derived_logits": derived_logits}
+RECORDED = {
+    "search_step": search_step,
+    "darts_step": darts_step,
+    "partial_channel_forward": partial_channel_forward,
+    "derived_logits": derived_logits,
+}
 LISTED = {"cases": parse, "architectures": derived_counts, "genotypes": genotypes}
 
 

@@ -29,7 +29,8 @@ class SupernetOptions:
 
     ``like`` is one of the space's parameters: what is made new is of its dtype and on its device. α is drawn with mean
     ``alpha_init`` and standard deviation ``alpha_spread``. ``export`` is one of EXPORTS; ``recompute``: candidates are
-    computed again in the backward pass instead of being kept.
+    computed again in the backward pass instead of being kept. ``partial_channels``: K, the candidates of cells see 1/K
+    of the channels; ``edge_normalization``: the edges of cells have weights.
     """
 
     relaxation: Relaxation
@@ -40,6 +41,8 @@ class SupernetOptions:
     export: str = "single"
     recompute: bool = False
     alpha_spread: float = 0.0
+    partial_channels: int = 1
+    edge_normalization: bool = False
 
     def new_alpha(self, shape: Sequence[int]) -> nn.Parameter:
         """α of ``shape`` at its start, in float32 or better: half precision is too coarse for it."""
@@ -56,6 +59,7 @@ class Choice:
 
     ``exclusive``: the gates share 1, one of them is kept; else each is its own. ``rows``: names of α's rows where it
     has two dimensions. Where α has one more column than there are operations, its first is that of "none".
+    ``row_weights``: of rows that have weights of their own, (rows,).
     """
 
     label: str
@@ -64,15 +68,17 @@ class Choice:
     relaxation: Callable[[Tensor], Tensor]
     exclusive: bool = False
     rows: tuple[str, ...] = ()
+    row_weights: Callable[[], Tensor] | None = None
 
     def gates(self) -> Tensor:
         """Gates in (0, 1), (..., operations)."""
         return self.relaxation(self.alpha)[..., -len(self.operations) :]
 
     def values(self) -> list:
-        """Gates as nested lists of Python floats, without gradient."""
+        """What scales each operation, as nested lists of Python floats: its gate, times its row's weight."""
         with torch.no_grad():
-            return self.gates().tolist()
+            gates = self.gates()
+            return (gates if self.row_weights is None else gates * self.row_weights()[:, None]).tolist()
 
     def rounded(self) -> Tensor:
         """α at which every gate is exactly 0 or 1: each rounded or, of one of many, the largest 1 and the others 0."""
@@ -110,7 +116,7 @@ class GatedModule(BaseSuperNetModule):
         return self.choices()[0].gates()
 
     def gate_values(self) -> list:
-        """Gates as nested lists of Python floats, without gradient."""
+        """What scales each operation, as nested lists of Python floats, without gradient."""
         return self.choices()[0].values()
 
     def run(self, candidate: nn.Module, *args, **kwargs):
