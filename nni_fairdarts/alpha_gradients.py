@@ -62,6 +62,8 @@ class SecondOrder(Gradient):
     times; what it sees at w' leaves its batch norms' statistics alone.
     """
 
+    length = 0.01  # of εv
+
     def __call__(self, arch_loss: Callable[[], Tensor], train_loss: Callable[[], Tensor]) -> None:
         at_w = [weight.detach().clone() for weight in self.weights]
         with frozen(self.alphas):
@@ -89,7 +91,7 @@ class SecondOrder(Gradient):
         norm = torch.stack([direction.norm() for direction in along]).norm()
         if not norm > 0:
             return [torch.zeros_like(alpha) for alpha in self.alphas]
-        epsilon = 0.01 / norm
+        epsilon = self.length / norm
         sides = []
         for step in (epsilon, -epsilon):
             self._move(at_w, [step * direction for direction in along])
