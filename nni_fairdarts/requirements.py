@@ -77,6 +77,18 @@ CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
         "the supernet's operations are narrower than those of the network; give it fresh weights",
     ),
     (
+        {"relaxation": lambda relaxation: relaxation != "dirichlet", "divergence_weight": bool},
+        "the divergence is of Dirichlet distributions; use relaxation='dirichlet', or divergence_weight=0",
+    ),
+    (
+        {"relaxation": lambda relaxation: RELAXATIONS[relaxation].draw is not None, "cuda_graphs": bool},
+        "a draw is not part of a graph",
+    ),
+    (
+        {"disturbed": bool, "cuda_graphs": bool},
+        "how strong a disturbance is changes from epoch to epoch, and a graph keeps what it was captured with",
+    ),
+    (
         {"alpha_gradient": lambda gradient: gradient != "first", "single_level": bool},
         "a gradient of second order looks at how the weights' step changes the loss in validation, which single_level "
         "leaves out",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,13 +14,14 @@ from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.distributed import average_gradients, average_statistics, batch_norms, by_hand
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.gates import LOSSES, dirichlet_divergence, flat
 from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused
+from nni_fairdarts.supernet.moving import Disturbance, Moving
 
 FUSED_KEY = "fairdarts_fused"
 """Under this key a checkpoint has whether the supernet's cells were fused."""
@@ -33,6 +35,9 @@ EARLIER = {
     "alpha_spread": 0.0,
     "partial_channels": 1,
     "edge_normalization": False,
+    "divergence_weight": 0.0,
+    "temperature": (1.0, 1.0),
+    "disturbance": asdict(Disturbance()),
 }
 """Settings that older checkpoints lack, and what they were then."""
 
@@ -58,6 +63,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         threshold: float,
         single_level: bool,
         alpha_gradient: str = "first",
+        divergence_weight: float = 0.0,
+        moving: Moving | None = None,
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -82,6 +89,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.threshold = threshold
         self.single_level = single_level
         self.alpha_gradient = alpha_gradient
+        self.divergence_weight = divergence_weight
+        self.moving = moving
         self.history = history
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
@@ -136,7 +145,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     def settings(self) -> dict:
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
-        more = ("gradient_clip_val", "warmup_epochs", "alpha_gradient")
+        more = ("gradient_clip_val", "warmup_epochs", "alpha_gradient", "divergence_weight")
         own = {name: getattr(self, name) for name in names + more}
         return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
@@ -163,6 +172,11 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return super().on_load_checkpoint(checkpoint)
 
     # -- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self):
+        if self.moving is not None:
+            self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0)
+        return super().on_train_epoch_start()
 
     def on_fit_start(self):
         self._alphas = self.arch_parameters()
@@ -252,12 +266,15 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return result
 
     def arch_loss(self, loss: Tensor) -> Tensor:
-        """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss."""
+        """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss, + divergence."""
         if self.penalty is not None:
             loss, details = self.penalty.forward(loss, self.weights())
             self.log_dict({f"penalty/{name}": value for name, value in details.items()})
             self.note("expected_cost", details["penalty"])
-        return loss + self.zero_one_weight * self.zero_one()
+        total = loss + self.zero_one_weight * self.zero_one()
+        if self.divergence_weight:
+            total = total + self.divergence_weight * sum(dirichlet_divergence(c.alpha) for c in self._choices.values())
+        return total
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
         """{label, or edge of a cell: (operations, their gates)}, with gradient."""

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 
@@ -50,6 +51,7 @@ from nni_fairdarts.supernet import (
     refuse_twins,
 )
 from nni_fairdarts.supernet.fused import fuse
+from nni_fairdarts.supernet.moving import Disturbance, Moving
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
 
 
@@ -75,11 +77,20 @@ class FairDARTS(nni.nas.strategy.DARTS):
     alpha_init, alpha_spread
         Mean and standard deviation of what α is drawn from at the start; 0 and 0 are gates of 0.5, all alike.
     relaxation
-        How α becomes gates: "sigmoid" (the method), or "softmax", which DARTS shares out among an edge's operations and
-        "none". The zero-one loss is of sigmoids only.
+        How α becomes gates: "sigmoid" (the method), or shares of 1 among an edge's operations: "softmax" (DARTS, with a
+        share for "none"), "sparsemax" (likewise, many of them 0), "dirichlet" (DrNAS: drawn in each forward pass). The
+        zero-one loss is of sigmoids only.
     alpha_gradient
         "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
         going backwards twice, which needs ``fused=False``. See ``nni_fairdarts.alpha_gradients``.
+    temperature
+        Of the first epoch, and of the last one: α is divided by it before it becomes gates, falling by the same factor
+        in each epoch.
+    divergence_weight
+        With the relaxation "dirichlet": weight of KL(Dirichlet(elu(α) + 1) || Dirichlet(1)) in α's loss.
+    disturbance
+        Noise on skip connections, dropout of them, of operations and of edges, falling over the epochs: see
+        ``nni_fairdarts.supernet.moving.Disturbance``.
     partial_channels
         K: the operations of cells see 1/K of the channels, the rest passes by (PC-DARTS); 1 for all. Of NNI's hub.
     edge_normalization
@@ -149,6 +160,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
         alpha_spread: float = 0.0,
         relaxation: str = "sigmoid",
         alpha_gradient: str = "first",
+        temperature: tuple[float, float] = (1.0, 1.0),
+        divergence_weight: float = 0.0,
+        disturbance: Disturbance | None = None,
         partial_channels: int = 1,
         edge_normalization: bool = False,
         single_level: bool = False,
@@ -178,6 +192,11 @@ class FairDARTS(nni.nas.strategy.DARTS):
         check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
         check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
         check_number("alpha_spread", alpha_spread, "0 or more", lambda v: v >= 0)
+        check_number("divergence_weight", divergence_weight, "0 or more", lambda v: v >= 0)
+        if not isinstance(temperature, tuple | list) or len(temperature) != 2:
+            raise InputError(f"temperature must be two numbers, of the first and the last epoch, got {temperature!r}")
+        for value in temperature:
+            check_number("temperature", value, "more than 0", lambda v: v > 0)
         check_number("partial_channels", partial_channels, "at least 1", lambda v: v >= 1, whole=True)
         if gradient_clip_val is not None:
             check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
@@ -204,6 +223,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
             {
                 "relaxation": relaxation,
                 "alpha_gradient": alpha_gradient,
+                "divergence_weight": divergence_weight,
+                "disturbed": bool(disturbance),
                 "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
                 "discretization": discretization,
                 "export": export,
@@ -231,6 +252,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.alpha_spread = alpha_spread
         self.relaxation = relaxation
         self.alpha_gradient = alpha_gradient
+        self.divergence_weight = divergence_weight
+        self.moving = Moving(disturbance or Disturbance(), tuple(temperature))
         self.partial_channels = partial_channels
         self.edge_normalization = edge_normalization
         self.single_level = single_level
@@ -285,6 +308,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.alpha_spread,
             self.partial_channels,
             self.edge_normalization,
+            self.moving,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -298,6 +322,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
             fuse(model)
         if self.compile:
             compile_cells(model, self.compile)
+        if self._options.relaxation.draw is not None:
+            model.register_forward_pre_hook(self.moving.forget)
+            model.register_forward_hook(self.moving.forget, always_call=True)
         if isinstance(model, NDS):
             model.register_forward_pre_hook(check_images)
             if self.fused:
@@ -340,6 +367,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
             threshold=self.discretization.threshold,
             single_level=self.single_level,
             alpha_gradient=self.alpha_gradient,
+            divergence_weight=self.divergence_weight,
+            moving=self.moving,
             gradient_clip_val=self.gradient_clip_val,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
@@ -355,6 +384,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "relaxation": self.relaxation,
                 "partial_channels": self.partial_channels,
                 "edge_normalization": self.edge_normalization,
+                "temperature": self.moving.temperature,
+                "disturbance": asdict(self.moving.disturbance),
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )

@@ -12,6 +12,7 @@ from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import edge_shares
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, Choice, GatedModule, SupernetOptions, shared_alpha
+from nni_fairdarts.supernet.moving import disturbed
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 from nni_fairdarts.supernet.partial import PartialChannels, narrowed
 from nni_fairdarts.supernet.recompute import run
@@ -92,10 +93,11 @@ class GatedCell(GatedModule):
         return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
 
     def choices(self):
-        relaxation = self.options.relaxation
-        rows = self.edge_labels()
+        options, rows = self.options, self.edge_labels()
         weights = None if self.beta is None else self.edge_weights
-        return (Choice(self.label, self.operations, self.alpha, relaxation.gates, relaxation.shared, rows, weights),)
+        return (
+            Choice(self.label, self.operations, self.alpha, options.gates, options.relaxation.shared, rows, weights),
+        )
 
     def edge_weights(self) -> Tensor:
         """What scales each edge, (edges,): 1, or those into a node share 1."""
@@ -116,6 +118,7 @@ class GatedCell(GatedModule):
                 f"Cell {self.label!r} has the operation {zeros[0]!r}, whose gate nothing depends on; leave it out: "
                 "with a gate on every operation an edge is off when all its gates are"
             )
+        ops = {name: disturbed(op, self.options.moving) for name, op in ops.items()}
         if self.options.candidate_norm == "paper":
             for op in ops.values():
                 drop_scales(op)
@@ -135,7 +138,7 @@ class GatedCell(GatedModule):
             return None
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
         edges = sum(module.num_predecessors + node for node in range(module.num_nodes))
-        candidates = len(module.op_candidates_factory) + options.relaxation.shared  # and "none"
+        candidates = len(module.op_candidates_factory) + options.relaxation.none  # and "none"
         alpha = shared_alpha(memo, module.label, (edges, candidates), options)
         beta = shared_alpha(memo, f"{module.label}/edges", (edges,), options) if options.edge_normalization else None
         return cls(module, alpha, options, beta)
@@ -144,7 +147,7 @@ class GatedCell(GatedModule):
         """Inputs: ``num_predecessors`` tensors, or one list of them; returns what the postprocessor returns."""
         inputs = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(inputs))
-        gates, weights = self.gates(), self.edge_weights()
+        gates, weights = self.scales(), self.edge_weights()
         states = self.edges(states, gates if self.beta is None else gates * weights[:, None], weights)
         output = torch.cat(states[self.num_predecessors :], self.concat_dim)
         return self.postprocessor(output, inputs)

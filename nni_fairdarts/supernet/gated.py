@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import Relaxation
+from nni_fairdarts.supernet.moving import Moving
 from nni_fairdarts.supernet.recompute import run
 
 OPTIONS_KEY = "fairdarts"
@@ -43,6 +44,20 @@ class SupernetOptions:
     alpha_spread: float = 0.0
     partial_channels: int = 1
     edge_normalization: bool = False
+    moving: Moving = field(default_factory=Moving)
+
+    def gates(self, alpha: Tensor) -> Tensor:
+        """α (..., candidates) as gates, at the present temperature."""
+        return self.relaxation.gates(self.warm(alpha))
+
+    def draw(self, label: str, alpha: Tensor) -> Tensor:
+        """What ``gates`` gives or, where the relaxation draws, what is drawn under ``label`` in this forward pass."""
+        if self.relaxation.draw is None:
+            return self.gates(alpha)
+        return self.moving.once(label, lambda: self.relaxation.draw(self.warm(alpha)))
+
+    def warm(self, alpha: Tensor) -> Tensor:
+        return alpha if self.moving.warmth == 1 else alpha / self.moving.warmth
 
     def new_alpha(self, shape: Sequence[int]) -> nn.Parameter:
         """α of ``shape`` at its start, in float32 or better: half precision is too coarse for it."""
@@ -108,12 +123,21 @@ class GatedModule(BaseSuperNetModule):
     options: SupernetOptions
 
     def choices(self) -> tuple[Choice, ...]:
-        relaxation = self.options.relaxation
-        return (Choice(self.label, self.operations, self.alpha, relaxation.gates, relaxation.shared),)
+        return (Choice(self.label, self.operations, self.alpha, self.options.gates, self.options.relaxation.shared),)
 
     def gates(self) -> Tensor:
         """Gates in (0, 1), (..., operations)."""
         return self.choices()[0].gates()
+
+    def scales(self) -> Tensor:
+        """What scales each operation now, (..., operations): its gate; in training its draw, or 0 if it is left out."""
+        if not self.training:
+            return self.gates()
+        return self.options.moving.left(self.drawn())
+
+    def drawn(self) -> Tensor:
+        """Gates of a forward pass in training, (..., operations)."""
+        return self.options.draw(self.label, self.alpha)[..., -len(self.operations) :]
 
     def gate_values(self) -> list:
         """What scales each operation, as nested lists of Python floats, without gradient."""

@@ -39,7 +39,7 @@ class GatedInput(InputChoice, GatedModule):
 
     def forward(self, candidate_inputs):
         """Takes a list of ``n_candidates`` tensors, or lists, tuples and dicts of tensors, of the same shapes."""
-        gates = self.gates()
+        gates = self.drawn() if self.training else self.gates()
         if self.reduction == "mean":
             gates = gates / gates.sum().clamp_min(torch.finfo(gates.dtype).tiny)
         return gated_sum(self.label, candidate_inputs, gates)

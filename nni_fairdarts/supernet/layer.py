@@ -7,6 +7,7 @@ from torch import nn
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, gated_sum, shared_alpha, strongest
+from nni_fairdarts.supernet.moving import disturbed
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
@@ -44,18 +45,23 @@ class GatedLayer(LayerChoice, GatedModule):
             normal = normalize_pooling({n: module[n] for n in module.names}, (), f"LayerChoice {module.label!r}")
             normal = {name: candidate.to(options.like) for name, candidate in normal.items()}
             candidates = normal if isinstance(candidates, dict) else list(normal.values())
+        moving = options.moving
+        if isinstance(candidates, dict):
+            candidates = {name: disturbed(candidate, moving) for name, candidate in candidates.items()}
+        else:
+            candidates = [disturbed(candidate, moving) for candidate in candidates]
         gated = gated_names(module)
         if not gated:
             raise InputError(f"LayerChoice {module.label!r} has only zero operations; give it one that does something")
-        none = options.relaxation.shared and len(gated) < len(module.names)
+        none = options.relaxation.none and len(gated) < len(module.names)
         return cls(candidates, shared_alpha(memo, module.label, (len(gated) + none,), options), options, module.label)
 
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
         if self.together is not None and not kwargs and len(args) == 1 and self.together.takes(args[0]):
-            return self.together(args[0], self.gates())
+            return self.together(args[0], self.scales())
         outputs = [self.run(self[name], *args, **kwargs) for name in self.gated_names]
-        return gated_sum(self.label, outputs, self.gates())
+        return gated_sum(self.label, outputs, self.scales())
 
     def export(self, memo):
         """The candidate with the largest gate, the earlier one of equals, as NNI's sample.
