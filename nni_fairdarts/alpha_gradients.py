@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from nni_fairdarts.distributed import average_gradients
+from nni_fairdarts.distributed import average_gradients, mean
 from nni_fairdarts.errors import InputError
 
 
@@ -104,9 +104,13 @@ class SecondOrder(Gradient):
 
     def _move(self, start: list[Tensor], by: list[Tensor] | None = None) -> None:
         """Put the weights at ``start``, or as far ``by`` from there."""
-        with torch.no_grad():
-            for weight, value, step in zip(self.weights, start, by or [None] * len(start), strict=True):
-                weight.copy_(value if step is None else value + step)
+        self._put(self.weights, start, by)
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(parameters: list[nn.Parameter], start: list[Tensor], by: list[Tensor] | None = None) -> None:
+        for parameter, value, step in zip(parameters, start, by or [None] * len(start), strict=True):
+            parameter.copy_(value if step is None else value + step)
 
     @staticmethod
     def _fresh(parameters: list[nn.Parameter]) -> None:
@@ -127,7 +131,57 @@ class ExactSecondOrder(SecondOrder):
         return [_gradient(alpha) for alpha in self.alphas]
 
 
-GRADIENTS: dict[str, type[Gradient]] = {"first": Gradient, "second": SecondOrder, "exact": ExactSecondOrder}
+class ZerothOrder(SecondOrder):
+    """An estimate from values of φ(α) = L_val(w'(α), α) alone, w' the weights behind their next step.
+
+    Mean over random directions u ~ N(0, 1) of [φ(α + μu) − φ(α)] / μ · u. ZO-DARTS++, arXiv 2503.06092, after ZO-DARTS;
+    μ and the number of directions are ours. The network sees the training batch once; what it sees at other weights
+    or another α leaves its batch norms' statistics alone.
+    """
+
+    length = 0.01  # μ
+    directions = 2
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.steps = 0
+
+    def __call__(self, arch_loss: Callable[[], Tensor], train_loss: Callable[[], Tensor]) -> None:
+        at_w = [weight.detach().clone() for weight in self.weights]
+        at_alpha = [alpha.detach().clone() for alpha in self.alphas]
+        middle = self._behind_a_step(at_w, arch_loss, train_loss)
+        found = [torch.zeros_like(alpha) for alpha in at_alpha]
+        with statistics_kept(self.norms):
+            for _ in range(self.directions):
+                # From a seed of its own: the same in every process, whatever these have drawn.
+                generator = torch.Generator().manual_seed(self.steps)
+                self.steps += 1
+                along = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in at_alpha]
+                self._put(self.alphas, at_alpha, [self.length * u for u in along])
+                rise = (self._behind_a_step(at_w, arch_loss, train_loss) - middle) / self.length
+                found = [sum_ + rise * u / self.directions for sum_, u in zip(found, along, strict=True)]
+        self._put(self.alphas, at_alpha)
+        for alpha, gradient in zip(self.alphas, found, strict=True):
+            alpha.grad = gradient
+
+    def _behind_a_step(self, at_w: list[Tensor], arch_loss: Callable, train_loss: Callable) -> Tensor:
+        """φ at the present α; the weights are at ``at_w`` before and afterwards."""
+        self._fresh(self.weights)
+        with frozen(self.alphas):
+            self.backward(train_loss())
+        self._move(at_w, virtual_step(self.optimizer, self.weights))
+        with torch.no_grad(), statistics_kept(self.norms):
+            value = mean(arch_loss().detach())
+        self._move(at_w)
+        return value
+
+
+GRADIENTS: dict[str, type[Gradient]] = {
+    "first": Gradient,
+    "second": SecondOrder,
+    "exact": ExactSecondOrder,
+    "zeroth": ZerothOrder,
+}
 """How α's gradient is computed, by name."""
 
 

@@ -89,6 +89,10 @@ CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
         "how strong a disturbance is changes from epoch to epoch, and a graph keeps what it was captured with",
     ),
     (
+        {"selection": lambda selection: selection == "strength", "discretization": lambda rule: rule != "darts"},
+        "a threshold is one of gates; use the rule 'darts', which takes the strongest",
+    ),
+    (
         {"alpha_gradient": lambda gradient: gradient != "first", "single_level": bool},
         "a gradient of second order looks at how the weights' step changes the loss in validation, which single_level "
         "leaves out",

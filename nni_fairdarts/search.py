@@ -13,18 +13,23 @@ from nni_fairdarts.alpha_gradients import GRADIENTS, check_optimizer, frozen
 from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.distributed import average_gradients, average_statistics, batch_norms, by_hand
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import LOSSES, dirichlet_divergence, flat
 from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
+from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import Choice, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused
 from nni_fairdarts.supernet.moving import Disturbance, Moving
 
 FUSED_KEY = "fairdarts_fused"
 """Under this key a checkpoint has whether the supernet's cells were fused."""
+
+TRAIL_KEY = "fairdarts_trail"
+"""Under this key a checkpoint has the records and the α of the epochs so far, where early stopping needs them."""
 
 SETTINGS_KEY = "fairdarts_settings"
 """Under this key a checkpoint has the settings of the search."""
@@ -65,6 +70,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         alpha_gradient: str = "first",
         divergence_weight: float = 0.0,
         moving: Moving | None = None,
+        early_stopping: EarlyStopping | None = None,
+        strength: OperationStrength | None = None,
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -90,7 +97,11 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.single_level = single_level
         self.alpha_gradient = alpha_gradient
         self.divergence_weight = divergence_weight
-        self.moving = moving
+        self.moving = Moving() if moving is None else moving
+        self.early_stopping = early_stopping
+        self.strength = strength
+        self.derived_epoch: int | None = None  # of a search that was stopped early: whose architecture is derived
+        self._trail: list[dict] = []  # of every epoch: its record and α
         self.history = history
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
@@ -152,6 +163,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     def on_save_checkpoint(self, checkpoint):
         checkpoint[FUSED_KEY] = is_fused(self)
         checkpoint[SETTINGS_KEY] = self.settings()
+        checkpoint[TRAIL_KEY] = self._trail
         return super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint):
@@ -169,13 +181,13 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
                 f"the checkpoint is of a search with fused={was}, whose optimizer knows other tensors than one with "
                 f"fused={fused}; go on with FairDARTS(fused={was}) (search.fused in a run's config.yaml)"
             )
+        self._trail = checkpoint.get(TRAIL_KEY, [])
         return super().on_load_checkpoint(checkpoint)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self):
-        if self.moving is not None:
-            self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0)
+        self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0)
         return super().on_train_epoch_start()
 
     def on_fit_start(self):
@@ -191,7 +203,31 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             check_graphable(self.training_module, self.trainer, self.device)
         self._gradient = self._alpha_gradient()
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
+        self._judge()
         return super().on_fit_start()
+
+    def on_fit_end(self):
+        if self.derived_epoch is not None:
+            (kept,) = (entry["alphas"] for entry in self._trail if entry["record"]["epoch"] == self.derived_epoch)
+            with torch.no_grad():
+                for alpha, value in zip(self._alphas, kept, strict=True):
+                    alpha.copy_(value)
+        if self.strength is not None:
+            self.moving.ranked = self.strength(self)
+        return super().on_fit_end()
+
+    def record_made(self, record: dict) -> None:
+        if self.early_stopping is not None:
+            self._trail.append({"record": record, "alphas": [alpha.detach().cpu().clone() for alpha in self._alphas]})
+            self._judge()
+
+    def _judge(self) -> None:
+        """Stop if a rule says so: behind this epoch, or at once in a search that had been stopped and is gone on with."""
+        found = self.early_stopping and self._trail and self.early_stopping.epoch([e["record"] for e in self._trail])
+        if found:
+            rule, self.derived_epoch = found
+            self.trainer.should_stop = True
+            self.print(f"stopped by the rule {rule!r}; the architecture is that of epoch {self.derived_epoch + 1}")
 
     def teardown(self, stage: str | None = None):
         self._graphed = nullcontext  # frees the graphs' memory

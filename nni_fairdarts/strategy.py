@@ -17,6 +17,7 @@ from nni_fairdarts._nni import OneShotStrategy
 from nni_fairdarts.alpha_gradients import GRADIENTS
 from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.discretize import Discretization
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
@@ -37,6 +38,7 @@ from nni_fairdarts.requirements import (
 )
 from nni_fairdarts.search import FairDartsModule
 from nni_fairdarts.stopping import stoppable
+from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import (
     EXPORTS,
     HOOKS,
@@ -53,6 +55,9 @@ from nni_fairdarts.supernet import (
 from nni_fairdarts.supernet.fused import fuse
 from nni_fairdarts.supernet.moving import Disturbance, Moving
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
+
+SELECTIONS = ("gates", "strength")
+"""By what operations are kept: their gates, or what the loss loses without them."""
 
 
 class FairDARTS(nni.nas.strategy.DARTS):
@@ -82,7 +87,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         zero-one loss is of sigmoids only.
     alpha_gradient
         "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
-        going backwards twice, which needs ``fused=False``. See ``nni_fairdarts.alpha_gradients``.
+        going backwards twice, which needs ``fused=False``; or "zeroth", from values of the loss alone. See
+        ``nni_fairdarts.alpha_gradients``.
     temperature
         Of the first epoch, and of the last one: α is divided by it before it becomes gates, falling by the same factor
         in each epoch.
@@ -91,6 +97,14 @@ class FairDARTS(nni.nas.strategy.DARTS):
     disturbance
         Noise on skip connections, dropout of them, of operations and of edges, falling over the epochs: see
         ``nni_fairdarts.supernet.moving.Disturbance``.
+    early_stopping
+        Rules that end the search behind an epoch, and say whose architecture is derived: see
+        ``nni_fairdarts.early.EarlyStopping``.
+    selection
+        By what operations are kept: "gates" or, with the rule "darts", "strength", what the loss in validation loses
+        without them (see ``nni_fairdarts.strength``, with ``strength_batches``).
+    max_skips
+        Most skip connections of the derived normal cell; None for any number.
     partial_channels
         K: the operations of cells see 1/K of the channels, the rest passes by (PC-DARTS); 1 for all. Of NNI's hub.
     edge_normalization
@@ -163,6 +177,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
         temperature: tuple[float, float] = (1.0, 1.0),
         divergence_weight: float = 0.0,
         disturbance: Disturbance | None = None,
+        early_stopping: EarlyStopping | None = None,
+        selection: str = "gates",
+        strength_batches: int = 5,
+        max_skips: int | None = None,
         partial_channels: int = 1,
         edge_normalization: bool = False,
         single_level: bool = False,
@@ -208,6 +226,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
         known("export", export, EXPORTS)
         known("relaxation", relaxation, RELAXATIONS)
         known("alpha_gradient", alpha_gradient, GRADIENTS)
+        known("selection", selection, SELECTIONS)
+        check_number("strength_batches", strength_batches, "at least 1", lambda v: v >= 1, whole=True)
         check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
         if reestimate_batches and not inherit_weights:
             raise InputError(
@@ -218,13 +238,14 @@ class FairDARTS(nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
-        self.discretization = Discretization(discretization, threshold)
+        self.discretization = Discretization(discretization, threshold, max_skips)
         check_together(
             {
                 "relaxation": relaxation,
                 "alpha_gradient": alpha_gradient,
                 "divergence_weight": divergence_weight,
                 "disturbed": bool(disturbance),
+                "selection": selection,
                 "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
                 "discretization": discretization,
                 "export": export,
@@ -254,6 +275,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.alpha_gradient = alpha_gradient
         self.divergence_weight = divergence_weight
         self.moving = Moving(disturbance or Disturbance(), tuple(temperature))
+        self.early_stopping = early_stopping
+        self.selection = selection
+        self.strength_batches = strength_batches
         self.partial_channels = partial_channels
         self.edge_normalization = edge_normalization
         self.single_level = single_level
@@ -271,6 +295,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
+        self._strength: OperationStrength | None = None
         self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
         self._checkpoints = Checkpoints(Place())
 
@@ -369,6 +394,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
             alpha_gradient=self.alpha_gradient,
             divergence_weight=self.divergence_weight,
             moving=self.moving,
+            early_stopping=self.early_stopping,
+            strength=self._strength,
             gradient_clip_val=self.gradient_clip_val,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
@@ -398,6 +425,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
             if theirs is None:
                 self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
             self._checkpoints = theirs or self._own_checkpoints
+            self._strength = (
+                OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
+            )
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)

@@ -7,7 +7,6 @@ from nni.nas.nn.pytorch import Cell
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from torch import Tensor, nn
 
-from nni_fairdarts.discretize import keep
 from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import edge_shares
@@ -172,5 +171,5 @@ class GatedCell(GatedModule):
 
     def skip_connections(self) -> int:
         rule = self.options.discretization
-        kept = keep(self.gate_values(), rule.rule, rule.threshold, self.operations, self.num_predecessors)
+        kept = rule.kept(self.gate_values(), self.operations, self.num_predecessors, self.label)
         return sum(edge.operation == "skip_connect" for edge in kept)

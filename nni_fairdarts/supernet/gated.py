@@ -131,17 +131,18 @@ class GatedModule(BaseSuperNetModule):
 
     def scales(self) -> Tensor:
         """What scales each operation now, (..., operations): its gate; in training its draw, or 0 if it is left out."""
-        if not self.training:
-            return self.gates()
-        return self.options.moving.left(self.drawn())
+        moving = self.options.moving
+        gates = moving.left(self.drawn()) if self.training else self.gates()
+        return gates * moving.masks[self.label] if self.label in moving.masks else gates
 
     def drawn(self) -> Tensor:
         """Gates of a forward pass in training, (..., operations)."""
         return self.options.draw(self.label, self.alpha)[..., -len(self.operations) :]
 
     def gate_values(self) -> list:
-        """What scales each operation, as nested lists of Python floats, without gradient."""
-        return self.choices()[0].values()
+        """What scales each operation, or ranks it, as nested lists of Python floats, without gradient."""
+        ranked = self.options.moving.ranked
+        return self.choices()[0].values() if ranked is None else ranked[self.label]
 
     def run(self, candidate: nn.Module, *args, **kwargs):
         """What ``candidate`` makes of the arguments, computed again in the backward pass if the options say so."""

@@ -72,7 +72,9 @@ class Moving:
     """Shared by all modules of a supernet: how far its ``disturbance`` has fallen, the temperature, and draws.
 
     ``temperature``: (of the first epoch, of the last one); α is divided by what it is now. Draws are of one forward
-    pass of the whole supernet, so that all cells of a kind see the same gates.
+    pass of the whole supernet, so that all cells of a kind see the same gates. ``masks``: {label: 0 for the gates that
+    are left out now, else 1}. ``ranked``: {label: numbers in [0, 1] by which operations are kept in place of their
+    gates}; None where gates decide.
     """
 
     disturbance: Disturbance = Disturbance()
@@ -80,6 +82,8 @@ class Moving:
     strength: float = 1.0
     warmth: float = field(init=False)
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    ranked: dict[str, list] | None = None
 
     def __post_init__(self):
         self.warmth = self.temperature[0]
