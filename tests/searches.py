@@ -41,6 +41,11 @@ class Lost(AssertionError):
     """A fault after which the search did not go on, or not as if nothing had happened."""
 
 
+def _hears_ctrl_c() -> None:
+    """Where this is a job in the background, shells have its processes ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Life:
     """One process of the command line, the leader of a process group of its own; it ends with this process."""
 
@@ -49,6 +54,7 @@ class Life:
         self.files = [place / f"life{number}.{kind}" for kind in ("out", "err")]
         self.temporary = tempfile.TemporaryDirectory(prefix="life-")  # workers' sockets need a short path
         environment = {**os.environ, **ENVIRONMENT, "HOME": str(place), "TMPDIR": self.temporary.name}
+        options.setdefault("preexec_fn", _hears_ctrl_c)
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
                 words, cwd=place, stdout=out, stderr=err, env=environment, start_new_session=True, **options
