@@ -1,6 +1,6 @@
 """The bilevel step of a search, its validation and its history."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,6 @@ from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
-from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import Choice, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused
 from nni_fairdarts.supernet.moving import Disturbance, Moving
@@ -71,7 +70,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         divergence_weight: float = 0.0,
         moving: Moving | None = None,
         early_stopping: EarlyStopping | None = None,
-        strength: OperationStrength | None = None,
+        strength: Callable[["FairDartsModule"], dict] | None = None,
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -222,7 +221,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             self._judge()
 
     def _judge(self) -> None:
-        """Stop if a rule says so: behind this epoch, or at once in a search that had been stopped and is gone on with."""
+        """Stop if a rule says so: behind this epoch, or at once in a search gone on with that had been stopped."""
         found = self.early_stopping and self._trail and self.early_stopping.epoch([e["record"] for e in self._trail])
         if found:
             rule, self.derived_epoch = found

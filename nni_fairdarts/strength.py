@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nni_fairdarts.distributed import mean
+from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
 from nni_fairdarts.guests import loss_of, size_of, transferred, validation_batches
 
 
@@ -25,10 +26,9 @@ class OperationStrength:
 
     def __call__(self, module) -> dict[str, list]:
         """{label: strengths, in the shape of its gates, scaled to [0, 1] over the label}, of a one-shot module."""
-        owner, moving = module.training_module, module.moving
-        was = owner.training
-        with torch.no_grad(), torch.random.fork_rng():
-            batches = [self._ready(module, b) for b in islice(validation_batches(self.evaluator), self.count)]
+        owner, moving, loader = module.training_module, module.moving, validation_batches(self.evaluator)
+        with torch.no_grad(), same_random_numbers(module.device, loader), as_before(owner), logged_by(module):
+            batches = [self._ready(module, batch) for batch in islice(loader, self.count)]
             owner.eval()
             try:
                 whole, found = self._loss(module, batches), {}
@@ -46,7 +46,6 @@ class OperationStrength:
                         found[label] = _scaled(strength).view(values.shape).tolist()
             finally:
                 moving.masks = {}
-                owner.train(was)
         return found
 
     def _ready(self, module, batch):

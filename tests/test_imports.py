@@ -35,7 +35,6 @@ LAYERS = {
     "arguments": 2,
     "datasets": 2,
     "guests": 2,
-    "strength": 3,
     "training": 2,
     "data": 3,
     "discretize": 3,
@@ -54,12 +53,13 @@ LAYERS = {
     "exports": 7,
     "gap": 7,
     "requirements": 7,
-    "strategy": 8,
-    "nni_strategies": 9,
-    "experiment": 10,
-    "manager": 10,
-    "cli": 11,
-    "__main__": 12,
+    "strength": 8,
+    "strategy": 9,
+    "nni_strategies": 10,
+    "experiment": 11,
+    "manager": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
