@@ -15,6 +15,7 @@ from nni_fairdarts.errors import InputError, LostProcess, ManagerError, NonFinit
 from nni_fairdarts.failures import complain, unexpected
 from nni_fairdarts.folder import going_on, run_of
 from nni_fairdarts.launched import end_with_parent, launched_rank
+from nni_fairdarts.plots import command as plot
 from nni_fairdarts.stopping import Stopped
 from nni_fairdarts.variables import nonsense
 
@@ -164,6 +165,7 @@ COMMANDS = {
     "results": (_results_parser, _results, "the table of an NNI experiment"),
     "trial": (_trial_parser, _trial, "a run as a trial of NNI's manager, with its parameters"),
     "retrain": (_retrain_parser, _retrain, "train a derived network from scratch"),
+    "plot": (plot.parser, plot.run, "draw what a search did"),
 }
 
 

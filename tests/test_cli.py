@@ -439,6 +439,47 @@ def test_tensorboard_has_losses_and_gates(finished):
         assert events.Scalars(name)[-1].value == pytest.approx(last[name], rel=1e-5)
 
 
+def test_plot_draws_a_run(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    assert main(["plot", str(folder), "--format", "png"]) == 0
+    names = (
+        "cell_normal, cell_reduce, gates_normal, gates_reduce, trajectories_normal, trajectories_reduce, histogram, "
+        "decided, skips, accuracy, losses, gap"
+    )
+    assert capsys.readouterr().out == f"{folder}/plots: {names} (png)\n"
+    written = {path.name: path.read_bytes() for path in (folder / "plots").iterdir()}
+    assert written.keys() == {f"{name}.png" for name in names.split(", ")}
+    (folder / "genotype.json").unlink()  # as of a search that runs still
+    (folder / "plots" / "gap.png").write_text("an earlier one")
+    assert main(["plot", str(folder), "--format", "png", "--only", "cell", "gap"]) == 0
+    assert capsys.readouterr().out == f"{folder}/plots: cell_normal, cell_reduce, gap (png)\n"
+    assert (folder / "plots" / "gap.png").read_bytes() == written["gap.png"]
+    assert (folder / "plots" / "cell_normal.png").read_bytes() != written["cell_normal.png"]
+    history = str(folder / "history.jsonl")
+    assert main(["plot", history, "--output", str(tmp_path / "other"), "--edge", "reduce", "1", "2"]) == 0
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        "trajectory_reduce_1_2.png",
+        "trajectory_reduce_1_2.svg",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--format", "pdf"], "unknown format 'pdf'; known: png, svg"),
+        (["--only", "gate"], "has no figure 'gate'; it has: cell_normal, cell_reduce, gates_normal"),
+        (["--edge", "normal", "1"], "--edge takes LABEL SOURCE NODE, such as normal 0 3, or a choice's label; got"),
+        (["--edge", "normal", "3", "0"], "the edge of normal must be one of 0 → 2, 1 → 2, 0 → 3"),
+        (["--edge", "normal"], "4 → 5; got none"),
+        (["--edge", "choice"], "unknown label 'choice'; known: normal, reduce"),
+    ],
+)  # fmt: skip
+def test_bad_plots(finished, capsys, flags, says):
+    assert main(["plot", str(finished), *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not (finished / "plots").exists()
+
+
 def test_folders_that_hold_no_gates(tmp_path, capsys):
     assert main(["derive", str(tmp_path)]) == 2
     assert "nor one with normal_weight.npy and reduce_weight.npy" in capsys.readouterr().err

@@ -46,6 +46,7 @@ LAYERS = {
     "supernet": 4,
     "network": 4,
     "penalty": 5,
+    "plots": 5,
     "freezing": 5,
     "published": 5,
     "search": 6,
