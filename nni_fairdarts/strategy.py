@@ -60,12 +60,10 @@ SELECTIONS = ("gates", "strength")
 """By what operations are kept: their gates, or what the loss loses without them."""
 
 
-class FairDARTS(nni.nas.strategy.DARTS):
-    """Fair DARTS (arXiv 1911.12126, ECCV 2020) as a one-shot strategy of NNI.
+class GatedSearch(nni.nas.strategy.DARTS):
+    """A one-shot search by gates: what ``FairDARTS`` and its kin in ``nni_fairdarts.family`` are settings of.
 
-    Every candidate has its own gate σ(α); a zero-one loss pushes the gates to 0 or 1; a threshold derives the network.
-    Use it where NNI's ``DARTS()`` stands: ``NasExperiment(space, evaluator, FairDARTS())``. Defaults are those of
-    the published search on CIFAR-10.
+    The defaults are FairDARTS'. What does not go together is refused, with the reason.
 
     Parameters
     ----------
@@ -496,6 +494,15 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.candidate_norm,
             self.reestimate_batches,
         )
+
+
+class FairDARTS(GatedSearch):
+    """Fair DARTS (arXiv 1911.12126, ECCV 2020) as a one-shot strategy of NNI.
+
+    Every candidate has its own gate σ(α); a zero-one loss pushes the gates to 0 or 1; a threshold derives the network.
+    Use it where NNI's ``DARTS()`` stands: ``NasExperiment(space, evaluator, FairDARTS())``. The settings are those of
+    ``GatedSearch``, whose defaults are those of the published search on CIFAR-10.
+    """
 
 
 def register() -> None:

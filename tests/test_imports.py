@@ -56,11 +56,12 @@ LAYERS = {
     "requirements": 7,
     "strength": 8,
     "strategy": 9,
-    "nni_strategies": 10,
-    "experiment": 11,
-    "manager": 11,
-    "cli": 12,
-    "__main__": 13,
+    "family": 10,
+    "nni_strategies": 11,
+    "experiment": 12,
+    "manager": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
