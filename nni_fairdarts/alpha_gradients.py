@@ -39,8 +39,10 @@ class Gradient:
 
     ``arch_loss`` and ``train_loss``: the losses of a batch with the present parameters; ``backward``: goes backwards
     from one. ``optimizer``: the weights' own, whose parameters are ``weights``; ``norms``: batch norms with statistics.
-    The weights and their optimizer are left as they are.
+    ``step``: the number of the step. The weights and their optimizer are left as they are.
     """
+
+    step = 0
 
     def __init__(self, alphas: list, weights: list, norms: list, optimizer: Optimizer, backward: Callable):
         self.alphas = alphas
@@ -142,20 +144,15 @@ class ZerothOrder(SecondOrder):
     length = 0.01  # μ
     directions = 2
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.steps = 0
-
     def __call__(self, arch_loss: Callable[[], Tensor], train_loss: Callable[[], Tensor]) -> None:
         at_w = [weight.detach().clone() for weight in self.weights]
         at_alpha = [alpha.detach().clone() for alpha in self.alphas]
         middle = self._behind_a_step(at_w, arch_loss, train_loss)
         found = [torch.zeros_like(alpha) for alpha in at_alpha]
         with statistics_kept(self.norms):
-            for _ in range(self.directions):
+            for number in range(self.directions):
                 # From a seed of its own: the same in every process, whatever these have drawn.
-                generator = torch.Generator().manual_seed(self.steps)
-                self.steps += 1
+                generator = torch.Generator().manual_seed(self.step * self.directions + number)
                 along = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in at_alpha]
                 self._put(self.alphas, at_alpha, [self.length * u for u in along])
                 rise = (self._behind_a_step(at_w, arch_loss, train_loss) - middle) / self.length

@@ -131,13 +131,15 @@ def limit_skips(gates, most: int, rule="sparse", threshold=0.85, operations=OPER
         rows[weakest] = [0.0 if k == column else gate for k, gate in enumerate(rows[weakest])]
 
 
-def discretize(normal, reduce, rule="sparse", threshold=0.85, operations=OPERATIONS) -> Genotype:
+def discretize(
+    normal, reduce, rule="sparse", threshold=0.85, operations=OPERATIONS, max_skips: int | None = None
+) -> Genotype:
     """The genotype of two gate matrices, every node concatenated; style "darts" for rule "darts".
 
     normal, reduce: (edges, operations), in [0, 1], 14 x 7 in the paper. Raises InputError as ``keep`` does and
     warns as ``Discretization.cell`` does. Source: Fair DARTS, arXiv 1911.12126.
     """
-    settings = Discretization(rule, threshold)
+    settings = Discretization(rule, threshold, max_skips)
     fields = {}
     for cell, gates in (("normal", normal), ("reduce", reduce)):
         fields[cell] = settings.cell(gates, operations, label=cell)

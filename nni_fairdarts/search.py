@@ -1,5 +1,6 @@
 """The bilevel step of a search, its validation and its history."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -217,7 +218,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def record_made(self, record: dict) -> None:
         if self.early_stopping is not None:
-            self._trail.append({"record": record, "alphas": [alpha.detach().cpu().clone() for alpha in self._alphas]})
+            plain = json.loads(json.dumps(record))  # as a checkpoint, and the history, can keep it
+            self._trail.append({"record": plain, "alphas": [alpha.detach().cpu().clone() for alpha in self._alphas]})
             self._judge()
 
     def _judge(self) -> None:
@@ -267,6 +269,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
+        self._gradient.step = self.trainer.global_step
         self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
         optimizer.step()
 

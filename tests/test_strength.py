@@ -85,7 +85,7 @@ def test_directions_are_drawn_anew_in_each_step():
     alpha, weights = nn.Parameter(torch.randn(3)), [nn.Parameter(torch.randn(3))]
     gradient = ZerothOrder([alpha], weights, [], torch.optim.SGD(weights, 1.0), torch.Tensor.backward)
     seen = []
-    for _ in range(2):
+    for gradient.step in range(2):
         gradient(lambda: (alpha * weights[0]).sum(), lambda: weights[0].square().sum())
         seen.append(alpha.grad.clone())
     assert not torch.equal(*seen)

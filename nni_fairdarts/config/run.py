@@ -10,8 +10,9 @@ import yaml
 
 from nni_fairdarts.config.checks import check, check_values
 from nni_fairdarts.config.data import DataConfig, SpaceConfig
+from nni_fairdarts.config.parts import PartsConfig
 from nni_fairdarts.config.retrain import RetrainConfig
-from nni_fairdarts.config.search import PenaltyConfig, SearchConfig
+from nni_fairdarts.config.search import OURS, PenaltyConfig, SearchConfig
 from nni_fairdarts.errors import InputError
 
 
@@ -60,9 +61,14 @@ class RunConfig:
         check("run", self.seed >= 0, "seed", self.seed, "0 or more")
         check("run", self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         check("run", self.devices >= 1, "devices", self.devices, "at least 1")
-        alone = self.devices == 1 or self.search.strategy == "fairdarts"
+        alone = self.devices == 1 or self.search.strategy in OURS
         check(
-            "run", alone, "devices", self.devices, f"1 with {self.search.strategy}", "; only fairdarts shares a search"
+            "run",
+            alone,
+            "devices",
+            self.devices,
+            f"1 with {self.search.strategy}",
+            "; fairdarts and its kin share a search",
         )
         graphs = self.devices > 1 and self.search.cuda_graphs
         check("search", not graphs, "cuda_graphs", True, f"false with devices {self.devices}")
@@ -115,6 +121,8 @@ def to_yaml(config: RunConfig) -> str:
     values = dataclasses.asdict(config)
     for name in ("arc_betas", "temperature"):
         values["search"][name] = list(values["search"][name])
+    parts = values["search"]["parts"]
+    parts["temperature"] = parts["temperature"] and list(parts["temperature"])
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
@@ -130,5 +138,7 @@ def from_mapping(values: dict) -> RunConfig:
         settings = dict(values[key])
         if isinstance(settings.get("penalty"), dict):
             settings["penalty"] = PenaltyConfig(**settings["penalty"])
+        if isinstance(settings.get("parts"), dict):
+            settings["parts"] = PartsConfig(**settings["parts"])
         built[key] = SECTIONS[key](**settings)
     return RunConfig(**built)

@@ -4,6 +4,18 @@ from dataclasses import dataclass, field
 from typing import Literal, Optional
 
 from nni_fairdarts.config.checks import check, check_sgd, check_values
+from nni_fairdarts.config.parts import PartsConfig
+
+OURS = (
+    "fairdarts",
+    "second_order_darts",
+    "pc_darts",
+    "darts_plus",
+    "noisy_darts",
+    "operation_strength_darts",
+    "zero_order_darts",
+)
+"""Strategies of this package, put together from the same parts."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,9 @@ class SearchConfig:
     """The search. NNI's strategies have fewer settings than fairdarts; they pass over what they do not have.
 
     Args:
-        strategy: fairdarts, or one of NNI's own, for comparison: darts, gumbel_darts, proxyless, enas or random.
+        strategy: fairdarts; one of its kin: second_order_darts, pc_darts, darts_plus, noisy_darts,
+            operation_strength_darts, zero_order_darts; or one of NNI's own, for comparison: darts, gumbel_darts,
+            proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
         batch_size: images per step, for weights and α alike; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
@@ -48,6 +62,7 @@ class SearchConfig:
         cutout: side of the blanked square in training images, in pixels; 0 for none.
         train_portion: share of the training set for the weights; α learns from the rest.
         arc_learning_rate: Adam's for α; unset for the strategy's own, 3e-3 of fairdarts and 3e-4 of NNI's.
+        parts: see PartsConfig; of fairdarts and its kin.
         arc_betas: of fairdarts: Adam's for α (NNI's have 0.5 and 0.999).
         arc_weight_decay: of fairdarts: Adam's for α (NNI's have 1e-3).
         zero_one_weight: weight of the zero-one loss.
@@ -56,7 +71,7 @@ class SearchConfig:
         discretization: sparse (the method), edge or darts.
         alpha_init: where every α starts; 0 is a gate of one half.
         single_level: one batch updates weights and α.
-        warmup_epochs: epochs at the start in which α rests.
+        warmup_epochs: epochs at the start in which α rests; unset for the strategy's own, 0 but of pc_darts (15).
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
         recompute: of fairdarts: compute candidates again in the backward pass; less memory, more time, same numbers.
         fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
@@ -74,7 +89,20 @@ class SearchConfig:
             0 does not measure it.
     """
 
-    strategy: Literal["fairdarts", "darts", "gumbel_darts", "proxyless", "enas", "random"] = "fairdarts"
+    strategy: Literal[
+        "fairdarts",
+        "second_order_darts",
+        "pc_darts",
+        "darts_plus",
+        "noisy_darts",
+        "operation_strength_darts",
+        "zero_order_darts",
+        "darts",
+        "gumbel_darts",
+        "proxyless",
+        "enas",
+        "random",
+    ] = "fairdarts"
     epochs: int = 50
     batch_size: int = 128
     learning_rate: float = 0.005
@@ -93,13 +121,14 @@ class SearchConfig:
     discretization: Literal["sparse", "edge", "darts"] = "sparse"
     alpha_init: float = 0.0
     single_level: bool = False
-    warmup_epochs: int = 0
+    warmup_epochs: Optional[int] = None  # noqa: UP045
     candidate_norm: Literal["paper", "space"] = "paper"
     recompute: bool = False
     fused: bool = True
     compile: bool = False
     cuda_graphs: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    parts: PartsConfig = field(default_factory=PartsConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     temperature: tuple[float, float] = (1.0, 0.33)
     random_skips: Optional[int] = None  # noqa: UP045
@@ -118,7 +147,10 @@ class SearchConfig:
         )
         for name in ("arc_weight_decay", "zero_one_weight", "warmup_epochs", "gap_batches"):
             value = getattr(self, name)
-            check("search", value >= 0, name, value, "0 or more")
+            check("search", value is None or value >= 0, name, value, "0 or more")
+        given = self.parts.given()
+        whose = f"unset with {self.strategy}; parts are of {', '.join(OURS)}"
+        check("search.parts", self.strategy in OURS or not given, next(iter(given), ""), "", whose)
         rate, (start, end) = self.arc_learning_rate, self.temperature
         check("search", rate is None or rate > 0, "arc_learning_rate", rate, "more than 0")
         check("search", start >= end > 0, "temperature", self.temperature, "two numbers over 0, the larger first")
@@ -132,7 +164,7 @@ class SearchConfig:
         check("search", meant, "random_skips", skips, f"unset with {self.strategy}; it is of random")
         graphs = self.cuda_graphs and self.recompute
         check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")
-        penalized, reaches = self.penalty.profiler, self.strategy == "fairdarts" or self.penalty.profiler == "none"
+        penalized, reaches = self.penalty.profiler, self.strategy in OURS or self.penalty.profiler == "none"
         expected = f"none with {self.strategy}; NNI's reaches no α"
         check("search", reaches, "penalty.profiler", penalized, expected)
         check("search", all(0 <= b < 1 for b in self.arc_betas), "arc_betas", self.arc_betas, "two numbers in [0, 1)")
