@@ -29,6 +29,8 @@ def _edge(rows, threshold):
     return kept
 
 
+SKIP = "skip_connect"
+
 # One node's gates (sources x operations) and the threshold -> kept (source, operation index), in published order.
 RULES = {"darts": _darts, "sparse": _sparse, "edge": _edge}
 
@@ -37,17 +39,27 @@ RULES = {"darts": _darts, "sparse": _sparse, "edge": _edge}
 class Discretization:
     """A rule of RULES and its threshold in (0, 1), which "darts" ignores.
 
-    Raises InputError for an unknown rule or a threshold out of range. Fair DARTS, arXiv 1911.12126.
+    ``max_skips``: most skip connections of a normal cell; None for any number. Raises InputError for an unknown rule or
+    a value out of range. Fair DARTS, arXiv 1911.12126.
     """
 
     rule: str = "sparse"
     threshold: float = 0.85
+    max_skips: int | None = None
 
     def __post_init__(self):
         if self.rule not in tuple(RULES):
             raise InputError(f"unknown rule {self.rule!r}; known: {', '.join(RULES)}")
         if not isinstance(self.threshold, int | float) or not 0 < self.threshold < 1:
             raise InputError(f"threshold must be in (0, 1), got {self.threshold!r}; the paper uses 0.85")
+        if self.max_skips is not None and (type(self.max_skips) is not int or self.max_skips < 0):
+            raise InputError(f"max_skips must be 0 or more, or None for any number, got {self.max_skips!r}")
+
+    def kept(self, gates, operations=OPERATIONS, inputs: int = 2, label: str = "the") -> tuple[Edge, ...]:
+        """What the rule keeps of the cell ``label``, possibly nothing; of a normal cell at most ``max_skips`` skips."""
+        if label == "normal" and self.max_skips is not None:
+            gates = limit_skips(gates, self.max_skips, self.rule, self.threshold, operations, inputs)
+        return keep(gates, self.rule, self.threshold, operations, inputs)
 
     def cell(self, gates, operations=OPERATIONS, inputs: int = 2, label: str = "the") -> tuple[Edge, ...]:
         """What ``keep`` keeps or, where pruning would leave nothing of it, the strongest operation on an input.
@@ -56,15 +68,17 @@ class Discretization:
         Warns (RuntimeWarning, with ``label`` as the cell's name) when it falls back. The fallback is this
         package's: the published code crashes on such a cell.
         """
-        kept = keep(gates, self.rule, self.threshold, operations, inputs)
+        kept = self.kept(gates, operations, inputs, label)
         if prune(kept, inputs):
             return kept
+        barred = SKIP if label == "normal" and self.max_skips == 0 else None
         gate, edge = max(
             (
                 (gate, Edge(operation, node, source))
                 for node, rows in _by_node(gates, operations, inputs)
                 for source, row in enumerate(rows[:inputs])
                 for operation, gate in zip(operations, row, strict=True)
+                if operation != barred or len(operations) == 1
             ),
             key=lambda candidate: candidate[0],
         )
@@ -95,13 +109,37 @@ def keep(gates, rule="sparse", threshold=0.85, operations=OPERATIONS, inputs: in
     )
 
 
-def discretize(normal, reduce, rule="sparse", threshold=0.85, operations=OPERATIONS) -> Genotype:
+def limit_skips(gates, most: int, rule="sparse", threshold=0.85, operations=OPERATIONS, inputs: int = 2) -> list:
+    """The gates with as many skip connections' set to 0, the weakest kept one first, as it takes to keep ``most``.
+
+    Each time the rule chooses anew, so that the strongest alternative takes the place of what was lowered. P-DARTS,
+    arXiv 1904.12760, section 3.3. Arguments as of ``keep``.
+    """
+    rows = _plain(gates)
+    places = {}
+    for node, inner in _by_node(rows, operations, inputs):
+        for source in range(len(inner)):
+            places[node, source] = len(places)
+    while True:
+        skips = [edge for edge in keep(rows, rule, threshold, operations, inputs) if edge.operation == SKIP]
+        if len(skips) <= most:
+            return rows
+        column = operations.index(SKIP)
+        weakest = min((places[edge.node, edge.source] for edge in skips), key=lambda place: rows[place][column])
+        if rows[weakest][column] == 0:  # nothing is weaker, and the rule takes it all the same
+            return rows
+        rows[weakest] = [0.0 if k == column else gate for k, gate in enumerate(rows[weakest])]
+
+
+def discretize(
+    normal, reduce, rule="sparse", threshold=0.85, operations=OPERATIONS, max_skips: int | None = None
+) -> Genotype:
     """The genotype of two gate matrices, every node concatenated; style "darts" for rule "darts".
 
     normal, reduce: (edges, operations), in [0, 1], 14 x 7 in the paper. Raises InputError as ``keep`` does and
     warns as ``Discretization.cell`` does. Source: Fair DARTS, arXiv 1911.12126.
     """
-    settings = Discretization(rule, threshold)
+    settings = Discretization(rule, threshold, max_skips)
     fields = {}
     for cell, gates in (("normal", normal), ("reduce", reduce)):
         fields[cell] = settings.cell(gates, operations, label=cell)

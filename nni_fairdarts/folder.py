@@ -149,9 +149,19 @@ def last_epoch(folder: Path) -> dict:
     return records[-1]
 
 
-def last_gates(folder: Path) -> dict:
-    """The last epoch of a run's history, with gates of cells. Raises InputError where it has none."""
+def derived_gates(folder: Path) -> dict:
+    """The epoch of a run's history that it derives from, with gates of cells: the last, or what early stopping chose.
+
+    Where operations were kept by their strength, that is in the place of their gates. Raises InputError where there are
+    no gates.
+    """
     last = last_epoch(folder)
+    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    if "derived_epoch" in result:
+        records = {record["epoch"] + 1: record for record in read_history(folder / "history.jsonl")}
+        last = records.get(result["derived_epoch"], last)
+    if "strengths" in result:
+        last = {**last, "gates": result["strengths"]}
     gates, operations = last.get("gates"), last.get("operations", {})
     named = isinstance(operations, dict) and all(isinstance(names, list) for names in operations.values())
     if not (named and isinstance(gates, dict) and {"normal", "reduce"} <= gates.keys()):

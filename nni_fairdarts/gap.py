@@ -68,7 +68,7 @@ class DiscretizationGap:
         """Feed a batch to the network as a training step does."""
         module.resample()
         precision = module.trainer.precision_plugin
-        with _logs(module), precision.train_step_context():
+        with logged_by(module), precision.train_step_context():
             module.training_module.training_step(precision.convert_input(transferred(self.evaluator, batch)), 0)
 
     def _metric(self, module: RecordsEpochs, batches: Iterable) -> float:
@@ -80,7 +80,7 @@ class DiscretizationGap:
             for index, batch in enumerate(batches):
                 batch = precision.convert_input(transferred(self.evaluator, move_data_to_device(batch, module.device)))
                 module.resample()
-                with _logs(module) as logged, precision.val_step_context():
+                with logged_by(module) as logged, precision.val_step_context():
                     owner.validation_step(batch, index)
                 if self.metric not in logged:
                     raise InputError(
@@ -170,7 +170,7 @@ def _state(metric: Metric) -> dict:
 
 
 @contextmanager
-def _logs(module: RecordsEpochs) -> Iterator[dict]:
+def logged_by(module: RecordsEpochs) -> Iterator[dict]:
     """What the evaluator's module logs inside, in place of Lightning's log."""
     owner, logged = module.training_module, {}
     log = vars(owner)["log"]  # NNI's: the search's own

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nni_fairdarts.config import RunConfig
+from nni_fairdarts.config import OURS, RunConfig
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.folder import read_json, run_of
 from nni_fairdarts.genotype import Genotype
@@ -45,7 +45,10 @@ class Recorded:
     @property
     def softmax(self) -> bool:
         """Whether a choice's gates share 1 among them (built-in DARTS and its kin), or each has its own sigmoid."""
-        return self.strategy != "fairdarts"
+        if self.config is None or self.strategy not in OURS:
+            return self.strategy != "fairdarts"
+        relaxation = self.config.search.parts.relaxation
+        return self.strategy != "fairdarts" if relaxation is None else relaxation != "sigmoid"
 
     @cached_property
     def epochs(self) -> np.ndarray:

@@ -46,6 +46,9 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
 
     # -- what the strategies say of themselves -----------------------------------------------------------------------
 
+    def record_made(self, record: dict) -> None:
+        """What is to be done with an epoch's record, in every process, before it is told."""
+
     def loss_record(self) -> dict:
         """The entries about losses: means over the epoch's batches."""
         return {"train_loss": self.mean("train_loss")}
@@ -113,6 +116,7 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
         self.check_scale()
         result = super().on_train_epoch_end()
         record = self.epoch_record()
+        self.record_made(record)
         self.log_dict({key: float(record[key]) for key in LOGGED if record.get(key) is not None})
         if self.trainer.is_global_zero:
             self.print(epoch_line(record, self.trainer.max_epochs))

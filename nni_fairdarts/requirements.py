@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nni_fairdarts.distributed import check_strategy
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.gates import RELAXATIONS
 from nni_fairdarts.network import check_image_size, stem_channels
 
 
@@ -37,6 +38,79 @@ def check_one_loader(who: str, name: str, loaders) -> None:
             "(torch.utils.data.ConcatDataset)"
             + (", and those to validate on as FairDARTS(validation_dataloaders=...)" if name[0] == "v" else "")
         )
+
+
+def check_together(settings: dict) -> None:
+    """Raise InputError for settings of a strategy that contradict each other, with the reason."""
+    for when, why in CONTRADICTIONS:
+        if all(allows(settings[name]) for name, allows in when.items()):
+            named = ", ".join(f"{name}={settings[name]!r}" for name in when)
+            raise InputError(f"{named} do not go together: {why}")
+
+
+def _shared(relaxation: str) -> bool:
+    return RELAXATIONS[relaxation].shared
+
+
+CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
+    (
+        {"relaxation": _shared, "zero_one_weight": bool},
+        "the zero-one loss pushes each gate to 0 or 1 by itself, but of gates that share 1 at most one can reach 1; "
+        "set zero_one_weight=0",
+    ),
+    (
+        {"relaxation": _shared, "discretization": lambda rule: rule != "darts"},
+        "a threshold asks each gate whether it is open, but gates that share 1 are small where many are; use the rule "
+        "'darts', which takes the strongest",
+    ),
+    (
+        {"relaxation": _shared, "export": lambda export: export == "multi"},
+        "of gates that share 1 one is kept; use export='single'",
+    ),
+    (
+        {"edge_normalization": bool, "discretization": lambda rule: rule != "darts"},
+        "an operation is then ranked by its gate times the weight of its edge, and those into a node share 1, so that "
+        "few reach a threshold; use the rule 'darts'",
+    ),
+    (
+        {"partial_channels": lambda part: part > 1, "inherit_weights": bool},
+        "the supernet's operations are narrower than those of the network; give it fresh weights",
+    ),
+    (
+        {"relaxation": lambda relaxation: relaxation != "dirichlet", "divergence_weight": bool},
+        "the divergence is of Dirichlet distributions; use relaxation='dirichlet', or divergence_weight=0",
+    ),
+    (
+        {"relaxation": lambda relaxation: RELAXATIONS[relaxation].draw is not None, "cuda_graphs": bool},
+        "a draw is not part of a graph",
+    ),
+    (
+        {"disturbed": bool, "cuda_graphs": bool},
+        "how strong a disturbance is changes from epoch to epoch, and a graph keeps what it was captured with",
+    ),
+    (
+        {"selection": lambda selection: selection == "strength", "discretization": lambda rule: rule != "darts"},
+        "a threshold is one of gates; use the rule 'darts', which takes the strongest",
+    ),
+    (
+        {"alpha_gradient": lambda gradient: gradient != "first", "single_level": bool},
+        "a gradient of second order looks at how the weights' step changes the loss in validation, which single_level "
+        "leaves out",
+    ),
+    (
+        {"alpha_gradient": lambda gradient: gradient != "first", "cuda_graphs": bool},
+        "the weights move within a step, for which no graph is captured",
+    ),
+    (
+        {"alpha_gradient": lambda gradient: gradient == "exact", "fused": bool},
+        "the fused cells' own backward passes cannot be gone through backwards; use fused=False, or 'second'",
+    ),
+    (
+        {"alpha_gradient": lambda gradient: gradient == "exact", "compile": bool},
+        "torch.compile's backward passes cannot be gone through backwards; use 'second'",
+    ),
+)
+"""Settings that contradict each other: what their values are then, and why."""
 
 
 BY_HAND = "a search takes its steps itself"

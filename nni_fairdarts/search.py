@@ -1,54 +1,59 @@
 """The bilevel step of a search, its validation and its history."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from nni_fairdarts.alpha_gradients import GRADIENTS, check_optimizer, frozen
 from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.distributed import average_gradients, average_statistics, batch_norms, by_hand
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.gates import LOSSES, flat
+from nni_fairdarts.gates import LOSSES, dirichlet_divergence, flat
 from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, alphas_of, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused
+from nni_fairdarts.supernet.moving import Disturbance, Moving
 
 FUSED_KEY = "fairdarts_fused"
 """Under this key a checkpoint has whether the supernet's cells were fused."""
 
+TRAIL_KEY = "fairdarts_trail"
+"""Under this key a checkpoint has the records and the α of the epochs so far, where early stopping needs them."""
+
 SETTINGS_KEY = "fairdarts_settings"
 """Under this key a checkpoint has the settings of the search."""
 
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradient is computed for ``parameters`` inside; those that needed one need it again afterwards.
-
-    Autograd then neither computes their gradients nor keeps the activations that only those would have needed.
-    """
-    stopped = [p for p in parameters if p.requires_grad]
-    for parameter in stopped:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in stopped:
-            parameter.requires_grad_(True)
+EARLIER = {
+    "alpha_gradient": "first",
+    "relaxation": "sigmoid",
+    "alpha_spread": 0.0,
+    "partial_channels": 1,
+    "edge_normalization": False,
+    "divergence_weight": 0.0,
+    "temperature": (1.0, 1.0),
+    "disturbance": asdict(Disturbance()),
+}
+"""Settings that older checkpoints lack, and what they were then."""
 
 
 class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
-    One step, first order (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the
-    evaluator + w01 · zero-one loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their
-    gradient norm clipped. ``single_level``: one batch of ``train`` and one backward pass update both.
+    One step (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the evaluator + w01 · zero-one
+    loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their gradient norm clipped.
+    ``alpha_gradient``: of which order α's is, see ``nni_fairdarts.alpha_gradients``. ``single_level``: one batch of
+    ``train`` and one backward pass update both.
     """
 
     def __init__(
@@ -62,6 +67,11 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         zero_one_loss: str,
         threshold: float,
         single_level: bool,
+        alpha_gradient: str = "first",
+        divergence_weight: float = 0.0,
+        moving: Moving | None = None,
+        early_stopping: EarlyStopping | None = None,
+        strength: Callable[["FairDartsModule"], dict] | None = None,
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -85,6 +95,13 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.zero_one_loss = LOSSES[zero_one_loss]
         self.threshold = threshold
         self.single_level = single_level
+        self.alpha_gradient = alpha_gradient
+        self.divergence_weight = divergence_weight
+        self.moving = Moving() if moving is None else moving
+        self.early_stopping = early_stopping
+        self.strength = strength
+        self.derived_epoch: int | None = None  # of a search that was stopped early: whose architecture is derived
+        self._trail: list[dict] = []  # of every epoch: its record and α
         self.history = history
         self.penalty = penalty
         self.cuda_graphs = cuda_graphs
@@ -133,17 +150,18 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     def settings(self) -> dict:
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
-        more = ("gradient_clip_val", "warmup_epochs")
+        more = ("gradient_clip_val", "warmup_epochs", "alpha_gradient", "divergence_weight")
         own = {name: getattr(self, name) for name in names + more}
         return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint[FUSED_KEY] = is_fused(self)
         checkpoint[SETTINGS_KEY] = self.settings()
+        checkpoint[TRAIL_KEY] = self._trail
         return super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint):
-        was, now = checkpoint.get(SETTINGS_KEY, {}), self.settings()
+        was, now = {**EARLIER, **checkpoint.get(SETTINGS_KEY, {})}, self.settings()
         if differing := [
             f"{name} ({was.get(name)!r}, now {now[name]!r})" for name in now if was.get(name) != now[name]
         ]:
@@ -157,9 +175,14 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
                 f"the checkpoint is of a search with fused={was}, whose optimizer knows other tensors than one with "
                 f"fused={fused}; go on with FairDARTS(fused={was}) (search.fused in a run's config.yaml)"
             )
+        self._trail = checkpoint.get(TRAIL_KEY, [])
         return super().on_load_checkpoint(checkpoint)
 
     # -- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self):
+        self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0)
+        return super().on_train_epoch_start()
 
     def on_fit_start(self):
         self._alphas = self.arch_parameters()
@@ -172,8 +195,34 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._norms = batch_norms(self)
         if self.cuda_graphs:
             check_graphable(self.training_module, self.trainer, self.device)
+        self._gradient = self._alpha_gradient()
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
+        self._judge()
         return super().on_fit_start()
+
+    def on_fit_end(self):
+        if self.derived_epoch is not None:
+            (kept,) = (entry["alphas"] for entry in self._trail if entry["record"]["epoch"] == self.derived_epoch)
+            with torch.no_grad():
+                for alpha, value in zip(self._alphas, kept, strict=True):
+                    alpha.copy_(value)
+        if self.strength is not None:
+            self.moving.ranked = self.strength(self)
+        return super().on_fit_end()
+
+    def record_made(self, record: dict) -> None:
+        if self.early_stopping is not None:
+            plain = json.loads(json.dumps(record))  # as a checkpoint, and the history, can keep it
+            self._trail.append({"record": plain, "alphas": [alpha.detach().cpu().clone() for alpha in self._alphas]})
+            self._judge()
+
+    def _judge(self) -> None:
+        """Stop if a rule says so: behind this epoch, or at once in a search gone on with that had been stopped."""
+        found = self.early_stopping and self._trail and self.early_stopping.epoch([e["record"] for e in self._trail])
+        if found:
+            rule, self.derived_epoch = found
+            self.trainer.should_stop = True
+            self.print(f"stopped by the rule {rule!r}; the architecture is that of epoch {self.derived_epoch + 1}")
 
     def teardown(self, stage: str | None = None):
         self._graphed = nullcontext  # frees the graphs' memory
@@ -186,7 +235,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
                 result = self._joint_step(batch["train"], batch_idx, warm)
             else:
                 if warm:
-                    self._alpha_step(batch["val"], batch_idx)
+                    self._alpha_step(batch, batch_idx)
                 result = self._weight_step(batch["train"], batch_idx)
         average_statistics(self._norms)
         self._batches += 1
@@ -199,16 +248,29 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         super().backward(loss, *args, **kwargs)
         average_gradients([*self._alphas, *self._weights])
 
+    def _alpha_gradient(self):
+        learning = [p for p in self._weights if p.requires_grad]
+        (optimizer,) = (o for o in self.trainer.optimizers if not getattr(o, "is_arch_optimizer", False))
+        check_optimizer(optimizer, learning, self.alpha_gradient)
+        kind = GRADIENTS[self.alpha_gradient]
+        return kind(self._alphas, learning, self._norms, optimizer, self.manual_backward)
+
     def _alpha_step(self, batch, batch_idx: int) -> None:
-        with frozen(self._weights):
-            optimizer = self.architecture_optimizers()
-            optimizer.zero_grad()
-            with self._graphed():
-                result = self.training_module.training_step(batch, 2 * batch_idx)
-            total = self.arch_loss(loss_of(result))
+        def arch_loss() -> Tensor:
+            total = self.arch_loss(self._loss(batch["val"], 2 * batch_idx))
             self.note_loss("arch_loss", total, batch_idx)
-            self.manual_backward(total)
-            optimizer.step()
+            return total
+
+        optimizer = self.architecture_optimizers()
+        optimizer.zero_grad()
+        self._gradient.step = self.trainer.global_step
+        self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
+        optimizer.step()
+
+    def _loss(self, batch, number: int) -> Tensor:
+        """The evaluator's loss of a batch."""
+        with self._graphed():
+            return loss_of(self.training_module.training_step(batch, number))
 
     def _weight_step(self, batch, batch_idx: int):
         with frozen(self._alphas):
@@ -236,12 +298,15 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return result
 
     def arch_loss(self, loss: Tensor) -> Tensor:
-        """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss."""
+        """What α descends: the evaluator's loss, with the resource penalty, + w01 · zero-one loss, + divergence."""
         if self.penalty is not None:
             loss, details = self.penalty.forward(loss, self.weights())
             self.log_dict({f"penalty/{name}": value for name, value in details.items()})
             self.note("expected_cost", details["penalty"])
-        return loss + self.zero_one_weight * self.zero_one()
+        total = loss + self.zero_one_weight * self.zero_one()
+        if self.divergence_weight:
+            total = total + self.divergence_weight * sum(dirichlet_divergence(c.alpha) for c in self._choices.values())
+        return total
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
         """{label, or edge of a cell: (operations, their gates)}, with gradient."""

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,8 +14,10 @@ from nni.nas.nn.pytorch import Cell
 from torch import nn
 
 from nni_fairdarts._nni import OneShotStrategy
+from nni_fairdarts.alpha_gradients import GRADIENTS
 from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.discretize import Discretization
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
@@ -28,12 +31,14 @@ from nni_fairdarts.requirements import (
     check_module,
     check_number,
     check_one_loader,
+    check_together,
     check_trainer,
     known,
     like,
 )
 from nni_fairdarts.search import FairDartsModule
 from nni_fairdarts.stopping import stoppable
+from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import (
     EXPORTS,
     HOOKS,
@@ -48,15 +53,17 @@ from nni_fairdarts.supernet import (
     refuse_twins,
 )
 from nni_fairdarts.supernet.fused import fuse
+from nni_fairdarts.supernet.moving import Disturbance, Moving
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
 
+SELECTIONS = ("gates", "strength")
+"""By what operations are kept: their gates, or what the loss loses without them."""
 
-class FairDARTS(nni.nas.strategy.DARTS):
-    """Fair DARTS (arXiv 1911.12126, ECCV 2020) as a one-shot strategy of NNI.
 
-    Every candidate has its own gate σ(α); a zero-one loss pushes the gates to 0 or 1; a threshold derives the network.
-    Use it where NNI's ``DARTS()`` stands: ``NasExperiment(space, evaluator, FairDARTS())``. Defaults are those of
-    the published search on CIFAR-10.
+class GatedSearch(nni.nas.strategy.DARTS):
+    """A one-shot search by gates: what ``FairDARTS`` and its kin in ``nni_fairdarts.family`` are settings of.
+
+    The defaults are FairDARTS'. What does not go together is refused, with the reason.
 
     Parameters
     ----------
@@ -70,8 +77,36 @@ class FairDARTS(nni.nas.strategy.DARTS):
         A gate at or over it, in (0, 1), is kept.
     discretization
         "sparse" (the method), "edge" or "darts": see ``nni_fairdarts.discretize``.
-    alpha_init
-        Where every α starts; 0 is a gate of 0.5.
+    alpha_init, alpha_spread
+        Mean and standard deviation of what α is drawn from at the start; 0 and 0 are gates of 0.5, all alike.
+    relaxation
+        How α becomes gates: "sigmoid" (the method), or shares of 1 among an edge's operations: "softmax" (DARTS, with a
+        share for "none"), "sparsemax" (likewise, many of them 0), "dirichlet" (DrNAS: drawn in each forward pass). The
+        zero-one loss is of sigmoids only.
+    alpha_gradient
+        "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
+        going backwards twice, which needs ``fused=False``; or "zeroth", from values of the loss alone. See
+        ``nni_fairdarts.alpha_gradients``.
+    temperature
+        Of the first epoch, and of the last one: α is divided by it before it becomes gates, falling by the same factor
+        in each epoch.
+    divergence_weight
+        With the relaxation "dirichlet": weight of KL(Dirichlet(elu(α) + 1) || Dirichlet(1)) in α's loss.
+    disturbance
+        Noise on skip connections, dropout of them, of operations and of edges, falling over the epochs: see
+        ``nni_fairdarts.supernet.moving.Disturbance``.
+    early_stopping
+        Rules that end the search behind an epoch, and say whose architecture is derived: see
+        ``nni_fairdarts.early.EarlyStopping``.
+    selection
+        By what operations are kept: "gates" or, with the rule "darts", "strength", what the loss in validation loses
+        without them (see ``nni_fairdarts.strength``, with ``strength_batches``).
+    max_skips
+        Most skip connections of the derived normal cell; None for any number.
+    partial_channels
+        K: the operations of cells see 1/K of the channels, the rest passes by (PC-DARTS); 1 for all. Of NNI's hub.
+    edge_normalization
+        The edges into a node of a cell have weights, softmax(β), by which the rule "darts" ranks with the gates.
     single_level
         One batch of the training loader updates weights and α together.
     warmup_epochs
@@ -137,6 +172,18 @@ class FairDARTS(nni.nas.strategy.DARTS):
         threshold: float = 0.85,
         discretization: str = "sparse",
         alpha_init: float = 0.0,
+        alpha_spread: float = 0.0,
+        relaxation: str = "sigmoid",
+        alpha_gradient: str = "first",
+        temperature: tuple[float, float] = (1.0, 1.0),
+        divergence_weight: float = 0.0,
+        disturbance: Disturbance | None = None,
+        early_stopping: EarlyStopping | None = None,
+        selection: str = "gates",
+        strength_batches: int = 5,
+        max_skips: int | None = None,
+        partial_channels: int = 1,
+        edge_normalization: bool = False,
         single_level: bool = False,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = 5.0,
@@ -163,6 +210,13 @@ class FairDARTS(nni.nas.strategy.DARTS):
         check_number("checkpoint_steps", checkpoint_steps, "0 or more", lambda v: v >= 0, whole=True)
         check_number("arc_learning_rate", arc_learning_rate, "more than 0", lambda v: v > 0)
         check_number("alpha_init", alpha_init, "a finite number", lambda v: True)
+        check_number("alpha_spread", alpha_spread, "0 or more", lambda v: v >= 0)
+        check_number("divergence_weight", divergence_weight, "0 or more", lambda v: v >= 0)
+        if not isinstance(temperature, tuple | list) or len(temperature) != 2:
+            raise InputError(f"temperature must be two numbers, of the first and the last epoch, got {temperature!r}")
+        for value in temperature:
+            check_number("temperature", value, "more than 0", lambda v: v > 0)
+        check_number("partial_channels", partial_channels, "at least 1", lambda v: v >= 1, whole=True)
         if gradient_clip_val is not None:
             check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
@@ -171,6 +225,10 @@ class FairDARTS(nni.nas.strategy.DARTS):
         known("zero_one_loss", zero_one_loss, LOSSES)
         known("candidate_norm", candidate_norm, CANDIDATE_NORMS)
         known("export", export, EXPORTS)
+        known("relaxation", relaxation, RELAXATIONS)
+        known("alpha_gradient", alpha_gradient, GRADIENTS)
+        known("selection", selection, SELECTIONS)
+        check_number("strength_batches", strength_batches, "at least 1", lambda v: v >= 1, whole=True)
         check_number("reestimate_batches", reestimate_batches, "0 or more", lambda v: v >= 0, whole=True)
         if reestimate_batches and not inherit_weights:
             raise InputError(
@@ -181,7 +239,26 @@ class FairDARTS(nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
-        self.discretization = Discretization(discretization, threshold)
+        self.discretization = Discretization(discretization, threshold, max_skips)
+        check_together(
+            {
+                "relaxation": relaxation,
+                "alpha_gradient": alpha_gradient,
+                "divergence_weight": divergence_weight,
+                "disturbed": bool(disturbance),
+                "selection": selection,
+                "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
+                "discretization": discretization,
+                "export": export,
+                "inherit_weights": inherit_weights,
+                "partial_channels": partial_channels,
+                "edge_normalization": edge_normalization,
+                "single_level": single_level,
+                "fused": fused,
+                "cuda_graphs": cuda_graphs,
+                "compile": compile,
+            }
+        )
         super().__init__(
             mutation_hooks=mutation_hooks,
             arc_learning_rate=arc_learning_rate,
@@ -194,6 +271,16 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.zero_one_weight = zero_one_weight
         self.zero_one_loss = zero_one_loss
         self.alpha_init = alpha_init
+        self.alpha_spread = alpha_spread
+        self.relaxation = relaxation
+        self.alpha_gradient = alpha_gradient
+        self.divergence_weight = divergence_weight
+        self.moving = Moving(disturbance or Disturbance(), tuple(temperature))
+        self.early_stopping = early_stopping
+        self.selection = selection
+        self.strength_batches = strength_batches
+        self.partial_channels = partial_channels
+        self.edge_normalization = edge_normalization
         self.single_level = single_level
         self.candidate_norm = candidate_norm
         self.export = export
@@ -209,6 +296,7 @@ class FairDARTS(nni.nas.strategy.DARTS):
         self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
+        self._strength: OperationStrength | None = None
         self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
         self._checkpoints = Checkpoints(Place())
 
@@ -221,8 +309,8 @@ class FairDARTS(nni.nas.strategy.DARTS):
     # -- supernet ---------------------------------------------------------------------------------------------------
 
     def configure_softmax(self) -> nn.Module:
-        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get gates."""
-        return nn.Sigmoid()
+        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get what makes the gates."""
+        return nn.Softmax(-1) if RELAXATIONS[self.relaxation].shared else nn.Sigmoid()
 
     def default_mutation_hooks(self) -> list:
         return list(HOOKS)
@@ -236,13 +324,17 @@ class FairDARTS(nni.nas.strategy.DARTS):
         refuse(model, "", {}, {})
         refuse_twins(model)
         self._options = SupernetOptions(
-            RELAXATIONS["sigmoid"],
+            RELAXATIONS[self.relaxation],
             self.candidate_norm,
             self.discretization,
             self.alpha_init,
             like(model),
             self.export,
             self.recompute,
+            self.alpha_spread,
+            self.partial_channels,
+            self.edge_normalization,
+            self.moving,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -256,6 +348,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
             fuse(model)
         if self.compile:
             compile_cells(model, self.compile)
+        if self._options.relaxation.draw is not None:
+            model.register_forward_pre_hook(self.moving.forget)
+            model.register_forward_hook(self.moving.forget, always_call=True)
         if isinstance(model, NDS):
             model.register_forward_pre_hook(check_images)
             if self.fused:
@@ -297,6 +392,11 @@ class FairDARTS(nni.nas.strategy.DARTS):
             zero_one_loss=self.zero_one_loss,
             threshold=self.discretization.threshold,
             single_level=self.single_level,
+            alpha_gradient=self.alpha_gradient,
+            divergence_weight=self.divergence_weight,
+            moving=self.moving,
+            early_stopping=self.early_stopping,
+            strength=self._strength,
             gradient_clip_val=self.gradient_clip_val,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
@@ -308,6 +408,12 @@ class FairDARTS(nni.nas.strategy.DARTS):
                 "discretization": self.discretization.rule,
                 "candidate_norm": self.candidate_norm,
                 "alpha_init": self.alpha_init,
+                "alpha_spread": self.alpha_spread,
+                "relaxation": self.relaxation,
+                "partial_channels": self.partial_channels,
+                "edge_normalization": self.edge_normalization,
+                "temperature": self.moving.temperature,
+                "disturbance": asdict(self.moving.disturbance),
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )
@@ -320,6 +426,9 @@ class FairDARTS(nni.nas.strategy.DARTS):
             if theirs is None:
                 self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
             self._checkpoints = theirs or self._own_checkpoints
+            self._strength = (
+                OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
+            )
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)
@@ -388,6 +497,15 @@ class FairDARTS(nni.nas.strategy.DARTS):
             self.candidate_norm,
             self.reestimate_batches,
         )
+
+
+class FairDARTS(GatedSearch):
+    """Fair DARTS (arXiv 1911.12126, ECCV 2020) as a one-shot strategy of NNI.
+
+    Every candidate has its own gate σ(α); a zero-one loss pushes the gates to 0 or 1; a threshold derives the network.
+    Use it where NNI's ``DARTS()`` stands: ``NasExperiment(space, evaluator, FairDARTS())``. The settings are those of
+    ``GatedSearch``, whose defaults are those of the published search on CIFAR-10.
+    """
 
 
 def register() -> None:

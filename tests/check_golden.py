@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset
 
 TOLERANCE = 1e-10
+GOLDEN = Path(__file__).parent / "golden"
 BATCHES = {"train_x", "train_y", "val_x", "val_y"}
 OUTPUTS = {
     "val_logits", "val_cross_entropy", "zero_one_loss", "val_total", "grad_alphas_normal", "grad_alphas_reduce",
-    "train_logits", "weight_grad_norm",
+    "train_logits", "train_loss", "weight_grad_norm",
 }  # fmt: skip
 
 Deviations = Iterator[tuple[str, float]]
@@ -59,7 +61,19 @@ def search_step(file, meta: dict) -> Deviations:
             yield f"{kind}: {quantity}", value
 
 
-def search_step_by(file, meta: dict, fused: bool) -> Deviations:
+def darts_step(file, meta: dict) -> Deviations:
+    """Whole bilevel steps of DARTS: softmax with "none", α's gradient of first or of second order."""
+    order = "second" if meta["second_order"] else "first"
+    settings = {"relaxation": "softmax", "discretization": "darts", "alpha_gradient": order}
+    for kind, fused in (("fused", True), ("plain", False)):
+        for quantity, value in search_step_by(file, {**DARTS_HAS_NONE, **meta}, fused, **settings):
+            yield f"{kind}: {quantity}", value
+
+
+DARTS_HAS_NONE = {"zero_one_weight": 0.0, "zero_one_loss": "none"}
+
+
+def search_step_by(file, meta: dict, fused: bool, **settings) -> Deviations:
     from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.hub.pytorch import DARTS as HubDARTS
@@ -77,6 +91,7 @@ def search_step_by(file, meta: dict, fused: bool) -> Deviations:
         raise Unjudged(f"before and after differ in what they hold: {sorted(before.keys() ^ after.keys())[:3]}")
     torch.set_default_dtype(torch.float64)
     seen: list[dict] = []  # per step
+    first_order = settings.get("alpha_gradient", "first") == "first"
 
     class Evaluation(LightningModule):
         """Cross entropy and SGD as recorded; keeps what passes by."""
@@ -86,23 +101,18 @@ def search_step_by(file, meta: dict, fused: bool) -> Deviations:
             logits = self.model(x)
             loss = nn.functional.cross_entropy(logits, y)
             if batch_idx % 2 == 0:  # NNI numbers the α step 2k and the weight step 2k + 1
-                seen.append({"val_logits": logits.detach(), "val_cross_entropy": loss.detach()})
+                if batch_idx // 2 == len(seen):  # of second order the network sees more batches in it
+                    seen.append({})
+                if first_order:
+                    seen[-1].update(val_logits=logits.detach(), val_cross_entropy=loss.detach())
             else:
-                seen[-1]["train_logits"] = logits.detach()
+                seen[-1].update(train_logits=logits.detach(), train_loss=loss.detach())
             return loss
 
         def on_before_backward(self, loss):
-            if "train_logits" not in seen[-1]:
+            if first_order and "train_logits" not in seen[-1]:
                 seen[-1]["val_total"] = loss.detach()
                 seen[-1]["zero_one_loss"] = strategy.oneshot_module.zero_one().detach()
-
-        def on_after_backward(self):
-            gradients = {
-                f"grad_alphas_{label}": m.alpha.grad.clone()
-                for label, m in strategy.oneshot_module.choices().items()
-                if m.alpha.requires_grad
-            }
-            seen[-1].update(gradients)
 
         def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
             norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
@@ -113,6 +123,11 @@ def search_step_by(file, meta: dict, fused: bool) -> Deviations:
             return torch.optim.SGD(
                 self.parameters(), meta["weight_lr"], momentum=meta["momentum"], weight_decay=meta["weight_decay"]
             )
+
+    def keep_gradients(optimizer, *_):
+        if isinstance(optimizer, torch.optim.Adam):  # α's
+            choices = strategy.oneshot_module.choices()
+            seen[-1].update({f"grad_alphas_{label}": c.alpha.grad.clone() for label, c in choices.items()})
 
     classes, channels = file["before/weights/classifier.weight"].shape[0], file["step0/train_x"].shape[1]
     sizes = {"width": meta["channels"], "num_cells": meta["cells"], "dataset": "cifar"}
@@ -139,11 +154,16 @@ def search_step_by(file, meta: dict, fused: bool) -> Deviations:
         gradient_clip_val=meta["clip"],
         log_prob_every_n_step=0,
         fused=fused,
+        **settings,
     )
     strategy.initialize(RawFormatModelSpace.from_model(space, evaluator), SequentialExecutionEngine())
     supernet = strategy.supernet
     load(supernet, before)
-    strategy.run()
+    hook = register_optimizer_step_pre_hook(keep_gradients)
+    try:
+        strategy.run()
+    finally:
+        hook.remove()
     assert len(seen) == meta["steps"], f"{len(seen)} steps ran instead of {meta['steps']}"
 
     for step, values in enumerate(seen):
@@ -158,11 +178,46 @@ def search_step_by(file, meta: dict, fused: bool) -> Deviations:
         yield f"after {kind}", value
 
 
+def partial_channel_forward(file, meta: dict) -> Deviations:
+    """A forward and a backward pass of PC-DARTS' supernet, and what it derives, by both kinds of supernet."""
+    for kind, fused in (("fused", True), ("plain", False)):
+        for quantity, value in partial_channel_forward_by(file, meta, fused):
+            yield f"{kind}: {quantity}", value
+
+
+def partial_channel_forward_by(file, meta: dict, fused: bool) -> Deviations:
+    from nni_fairdarts import FairDARTS, Genotype
+    from nni_fairdarts.genotype import parse as parse_text
+    from nni_fairdarts.spaces import DARTS
+
+    torch.set_default_dtype(torch.float64)
+    space = DARTS(meta["channels"], meta["cells"], "cifar", in_channels=file["x"].shape[1])
+    strategy = FairDARTS(
+        relaxation="softmax", zero_one_weight=0.0, discretization="darts", partial_channels=meta["partial"],
+        edge_normalization=True, fused=fused,
+    )  # fmt: skip
+    supernet = strategy.mutate_model(space.double())
+    load(supernet, supernet_names(file, "before"))
+    logits = supernet.train()(torch.from_numpy(file["x"]))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(file["y"]))
+    loss.backward()
+    yield "logits", deviation(logits, file["logits"])
+    yield "cross_entropy", deviation(loss, file["cross_entropy"])
+    cells = {m.label: m for m in supernet.modules() if isinstance(getattr(m, "beta", None), nn.Parameter)}
+    for kind, cell in cells.items():
+        yield f"grad_alphas_{kind}", deviation(cell.alpha.grad, file[f"grad_alphas_{kind}"])
+        yield f"grad_betas_{kind}", deviation(cell.beta.grad, file[f"grad_betas_{kind}"])
+    sample = {}
+    for cell in cells.values():
+        sample.update(cell.export(sample))
+    yield "genotype", float(Genotype.from_sample(sample, style="darts") != parse_text(str(file["genotype"])))
+
+
 def supernet_names(file, moment: str) -> dict[str, np.ndarray]:
     """The recorded state under the names of NNI's DARTS space once gated."""
-    operations = json.loads((Path(__file__).parent / "golden" / "parse.json").read_text())["operations"]
-    cells: dict[str, tuple[int, int]] = {}
     meta = json.loads(str(file["meta"]))
+    operations = meta.get("operations") or json.loads((GOLDEN / "parse.json").read_text())["operations"]
+    cells: dict[str, tuple[int, int]] = {}
     layers = meta["cells"]
     starts = [i * layers // 3 for i in range(4)]
     for stage in range(3):
@@ -170,11 +225,11 @@ def supernet_names(file, moment: str) -> dict[str, np.ndarray]:
             cells[str(cell)] = (stage, place)
     own = {}
     for key in file.files:
-        if key in (f"{moment}/alphas_normal", f"{moment}/alphas_reduce"):
-            kind = key.rsplit("_", 1)[1]
+        if key in [f"{moment}/{name}s_{kind}" for name in ("alpha", "beta") for kind in ("normal", "reduce")]:
+            name, kind = key.removeprefix(f"{moment}/").split("s_")
             for cell, (stage, place) in cells.items():
                 if (int(cell) in (layers // 3, 2 * layers // 3)) == (kind == "reduce"):
-                    own[f"stages.{stage}.blocks.{place}.alpha"] = file[key]
+                    own[f"stages.{stage}.blocks.{place}.{name}"] = file[key]
         elif key.startswith(f"{moment}/weights/"):
             name = key.removeprefix(f"{moment}/weights/")
             parts = name.split(".")
@@ -289,7 +344,12 @@ def genotypes(content: dict) -> Deviations:
 
 # -- judging -------------------------------------------------------------------------------------------------------
 
-RECORDED = {"search_step": search_step, "derived_logits": derived_logits}
+RECORDED = {
+    "search_step": search_step,
+    "darts_step": darts_step,
+    "partial_channel_forward": partial_channel_forward,
+    "derived_logits": derived_logits,
+}
 LISTED = {"cases": parse, "architectures": derived_counts, "genotypes": genotypes}
 
 

@@ -11,10 +11,12 @@ from recorder import SearchNetwork, record_search_steps
 
 GOLDEN = Path(__file__).parent / "golden"
 QUANTITIES = {
+    "darts_second_order_c4_l3.npz": 22,
     "derived.json": 9,
     "derived_a_c4_l5.npz": 1,
     "genotypes.json": 12,
     "parse.json": 24,
+    "partial_channel_c8_l3.npz": 14,
     "search_step_c4_l3.npz": 38,
 }
 

@@ -11,10 +11,10 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from nni_fairdarts.alpha_gradients import frozen
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gap import as_before, same_random_numbers
 from nni_fairdarts.guests import size_of
-from nni_fairdarts.search import frozen
 from nni_fairdarts.supernet import alphas_of
 from nni_fairdarts.supernet.fused import twice_differentiable
 

@@ -18,11 +18,12 @@ def derive(folder: Path, discretization: str | None = None, threshold: float | N
     published code saves them). The run's own rule and threshold are the defaults. Raises InputError where it is
     neither.
     """
-    rule, level = "sparse", 0.85
+    rule, level, most = "sparse", 0.85, None
     if (folder / "config.yaml").is_file():
         settings = run_folder.run_of(folder).search
-        rule, level = settings.discretization, settings.threshold
-        last = run_folder.last_gates(folder)
+        rule = settings.discretization if settings.strategy == "fairdarts" else "darts"
+        level, most = settings.threshold, settings.parts.max_skips
+        last = run_folder.derived_gates(folder)
         normal, reduce = last["gates"]["normal"], last["gates"]["reduce"]
         operations = tuple(last.get("operations", {}).get("normal", OPERATIONS))
         where = folder / "history.jsonl"
@@ -31,7 +32,7 @@ def derive(folder: Path, discretization: str | None = None, threshold: float | N
         normal, reduce = (_published_gates(folder, f"{kind}_weight.npy") for kind in ("normal", "reduce"))
     settings = Discretization(discretization or rule, level if threshold is None else threshold)
     try:
-        return discretize(normal, reduce, settings.rule, settings.threshold, operations)
+        return discretize(normal, reduce, settings.rule, settings.threshold, operations, most)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -7,12 +7,13 @@ from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nni_fairdarts.config import RunConfig
+from nni_fairdarts.config import OURS, RunConfig
 from nni_fairdarts.datasets import ImageData
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.failures import DEBUG
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import size_of, transferred, validation_batches
+from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.spaces import DARTS
 from nni_fairdarts.users import called, imported
 
@@ -68,7 +69,8 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
             raise InputError(
                 f"NNI's ENAS needs tianshou ({error}): pip install 'tianshou>=0.5,<0.6' gym; or take another strategy"
             ) from error
-    if name != "fairdarts" and not any(isinstance(m, MutableModule) and m.mutables for m in space.modules()):
+    build(config.search, config.metric)  # raises for parts that do not go together
+    if name not in OURS and not any(isinstance(m, MutableModule) and m.mutables for m in space.modules()):
         raise InputError("nothing to search: the space has no choice; give it a LayerChoice, or use a hub space")
 
 

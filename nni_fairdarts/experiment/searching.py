@@ -224,7 +224,16 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     if not first:
         wait_for_all()
         return run_folder.read_json(folder / "result.json")
+    module = strategy.oneshot_module
     last = run_folder.last_epoch(folder)
+    derived = {}
+    if (epoch := getattr(module, "derived_epoch", None)) is not None:
+        derived["derived_epoch"] = epoch + 1
+        (last_gates,) = (r["gates"] for r in read_history(history) if r["epoch"] == epoch)
+    else:
+        last_gates = last.get("gates")
+    if (strengths := getattr(getattr(module, "moving", None), "ranked", None)) is not None:
+        derived["strengths"] = strengths
     sample = dict(model.sample)
     run_folder.write_json(folder / "sample.json", sample)
     result = {
@@ -235,6 +244,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
         "skip_connections": skip_connections(parts.space, sample),
         "nni_sample": sample,
         "epochs": last["epoch"] + 1,
+        **derived,
         "seconds": earlier + time.perf_counter() - began,
         "seed": config.seed,
         "versions": versions(),
@@ -243,9 +253,9 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
         genotype = Genotype.from_sample(sample, nodes=space.num_nodes_per_cell, style=_style(config))
         genotype.save(folder / "genotype.json")
         result["genotype"] = genotype.to_json()
-        if last.get("gates"):
-            np.save(folder / "normal_weight.npy", np.array(last["gates"]["normal"]))
-            np.save(folder / "reduce_weight.npy", np.array(last["gates"]["reduce"]))
+        if last_gates:
+            np.save(folder / "normal_weight.npy", np.array(last_gates["normal"]))
+            np.save(folder / "reduce_weight.npy", np.array(last_gates["reduce"]))
     run_folder.write_json(folder / "result.json", result)
     wait_for_all()
     return result

@@ -1,13 +1,62 @@
-"""NNI's own one-shot strategies beside FairDARTS: by name, validated, recorded and reported by the same code."""
+"""FairDARTS, its kin, and NNI's own one-shot strategies: by name, validated, recorded and reported by the same code."""
+
+from dataclasses import fields, replace
 
 import nni.nas.strategy
 
+from nni_fairdarts import family
 from nni_fairdarts.config import SearchConfig
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.nni_strategies import repairs
 from nni_fairdarts.nni_strategies.recorded import Watched
-from nni_fairdarts.strategy import FairDARTS
+from nni_fairdarts.strategy import FairDARTS, GatedSearch
+from nni_fairdarts.supernet.moving import Disturbance
 
 __all__ = ["STRATEGIES", "build"]
+
+
+def _parts(settings: SearchConfig, own: type[GatedSearch]) -> dict:
+    """The arguments for what is set of ``search.parts``; noise and rules that are set change the strategy's own."""
+    given = settings.parts.given()
+    preset = getattr(own, "published", {})
+    disturbance = {name: given.pop(name) for name in [f.name for f in fields(Disturbance)] if name in given}
+    if disturbance:
+        given["disturbance"] = replace(preset.get("disturbance", Disturbance()), **disturbance)
+    rules = given.pop("early_stopping", None)
+    early = {name: given.pop(key) for key, name in EARLY.items() if key in given}
+    stopping = preset.get("early_stopping")
+    if rules == []:
+        given["early_stopping"] = None
+    elif rules or early:
+        early |= {"rules": tuple(rules)} if rules else {}
+        given["early_stopping"] = replace(stopping or EarlyStopping(), **early)
+    return given
+
+
+EARLY = {
+    "early_skips": "skips",
+    "early_ranking": "ranking_epochs",
+    "early_factor": "factor",
+    "early_first": "first_epoch",
+}
+"""{name in ``search.parts``: what it is of EarlyStopping}."""
+
+
+def _kin(own: type[GatedSearch]):
+    """Arguments of one of FairDARTS' kin: its own settings, but for those that have no value of their own."""
+
+    def arguments(settings: SearchConfig, metric: str, penalty) -> dict:
+        optional = {"arc_learning_rate": settings.arc_learning_rate, "warmup_epochs": settings.warmup_epochs}
+        shared = ("single_level", "candidate_norm", "recompute", "fused", "compile", "cuda_graphs")
+        return {
+            **{name: value for name, value in optional.items() if value is not None},
+            **{name: getattr(settings, name) for name in shared},
+            "gradient_clip_val": settings.gradient_clip_val or None,
+            "penalty": penalty,
+            **_parts(settings, own),
+        }
+
+    return own, arguments
 
 
 def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
@@ -21,7 +70,7 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "discretization": settings.discretization,
         "alpha_init": settings.alpha_init,
         "single_level": settings.single_level,
-        "warmup_epochs": settings.warmup_epochs,
+        "warmup_epochs": settings.warmup_epochs or 0,
         "gradient_clip_val": settings.gradient_clip_val or None,
         "candidate_norm": settings.candidate_norm,
         "recompute": settings.recompute,
@@ -29,6 +78,7 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "compile": settings.compile,
         "cuda_graphs": settings.cuda_graphs,
         "penalty": penalty,
+        **_parts(settings, FairDARTS),
     }
 
 
@@ -36,7 +86,7 @@ def _darts(settings: SearchConfig, metric: str, penalty) -> dict:
     return {
         "arc_learning_rate": 3e-4 if settings.arc_learning_rate is None else settings.arc_learning_rate,
         "gradient_clip_val": settings.gradient_clip_val or None,
-        "warmup_epochs": settings.warmup_epochs,
+        "warmup_epochs": settings.warmup_epochs or 0,
     }
 
 
@@ -48,7 +98,7 @@ def _enas(settings: SearchConfig, metric: str, penalty) -> dict:
     return {
         "batches_per_update": settings.batches_per_update,
         "reward_metric_name": metric,
-        "warmup_epochs": settings.warmup_epochs,
+        "warmup_epochs": settings.warmup_epochs or 0,
     }
 
 
@@ -58,6 +108,12 @@ def _random(settings: SearchConfig, metric: str, penalty) -> dict:
 
 STRATEGIES = {
     "fairdarts": (FairDARTS, _fairdarts),
+    "second_order_darts": _kin(family.SecondOrderDARTS),
+    "pc_darts": _kin(family.PCDARTS),
+    "darts_plus": _kin(family.DARTSPlus),
+    "noisy_darts": _kin(family.NoisyDARTS),
+    "operation_strength_darts": _kin(family.OperationStrengthDARTS),
+    "zero_order_darts": _kin(family.ZeroOrderDARTS),
     "darts": (nni.nas.strategy.DARTS, _darts),
     "gumbel_darts": (nni.nas.strategy.GumbelDARTS, _gumbel_darts),
     "proxyless": (nni.nas.strategy.Proxyless, _darts),

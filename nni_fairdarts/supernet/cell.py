@@ -7,32 +7,43 @@ from nni.nas.nn.pytorch import Cell
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from torch import Tensor, nn
 
-from nni_fairdarts.discretize import keep
 from nni_fairdarts.edges import cell_sample
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.gates import edge_shares
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, Choice, GatedModule, SupernetOptions, shared_alpha
+from nni_fairdarts.supernet.moving import disturbed
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
+from nni_fairdarts.supernet.partial import PartialChannels, narrowed
 from nni_fairdarts.supernet.recompute import run
 
 
 class Edges(nn.ModuleList):
     """The candidates on every edge of a cell, {operation: module} each."""
 
-    def __init__(self, edges: Iterable[nn.ModuleDict] = (), recompute: bool = False):
+    def __init__(
+        self, edges: Iterable[nn.ModuleDict] = (), recompute: bool = False, partial: PartialChannels | None = None
+    ):
         super().__init__(edges)
         self.recompute = recompute
+        self.partial = partial
 
-    def forward(self, states: list[Tensor], gates: Tensor) -> list[Tensor]:
-        """``states`` with those of all nodes behind them; gates (edges, operations)."""
+    def forward(self, states: list[Tensor], gates: Tensor, weights: Tensor) -> list[Tensor]:
+        """``states`` with those of all nodes behind them; gates (edges, operations), weights of the edges (edges,)."""
         states = list(states)
+        seen = states if self.partial is None else [self.partial.seen(x) for x in states]
         gates = iter(gates.flatten().unbind())  # scalars in (0, 1)
-        edges = iter(self)
-        left = len(self)
-        while left:
-            outputs = (run(op, x, recompute=self.recompute) for x in states for op in next(edges).values())
+        edges, done = iter(self), 0
+        while done < len(self):
+            outputs = (run(op, x, recompute=self.recompute) for x in seen for op in next(edges).values())
             terms = [next(gates) * output for output in outputs]
-            left -= len(states)
-            states.append(sum(terms[1:], terms[0]))
+            total = sum(terms[1:], terms[0])
+            into = weights[done : done + len(states)]
+            done += len(states)
+            if self.partial is None:
+                states.append(total)
+            else:
+                states.append(self.partial.joined(total, states, into))
+                seen.append(self.partial.seen(states[-1]))
         return states
 
     def plain(self) -> "Edges":
@@ -44,12 +55,14 @@ class GatedCell(GatedModule):
     """A cell in which every node sums over all earlier states and all operations of gate times output.
 
     State j of node i: x_i = Σ_{j<i} Σ_o σ(α_{ij,o}) · o(x_j); the nodes are concatenated.
-    Fair DARTS, arXiv 1911.12126: no softmax, no "none" operation.
+    Fair DARTS, arXiv 1911.12126: no softmax, no "none" operation. Where the relaxation shares 1 among the operations of
+    an edge, as DARTS' softmax does, "none" has a share.
 
-    ``alpha`` is (edges, operations), edges in the order node 2 from 0, 1; node 3 from 0, 1, 2; ...
+    ``alpha`` is (edges, operations, and "none" before them where it has a share), edges in the order node 2 from 0, 1;
+    node 3 from 0, 1, 2; ... ``beta``, (edges,) or None: the edges into a node have weights that share 1.
     """
 
-    def __init__(self, cell: Cell, alpha: nn.Parameter, options: SupernetOptions):
+    def __init__(self, cell: Cell, alpha: nn.Parameter, options: SupernetOptions, beta: nn.Parameter | None = None):
         super().__init__()
         self._label = cell.label
         self.options = options
@@ -60,9 +73,12 @@ class GatedCell(GatedModule):
         self.preprocessor = cell.preprocessor
         self.postprocessor = cell.postprocessor
         self.alpha = alpha
+        self.beta = beta
         self.operations = tuple(cell.op_candidates_factory)
-        candidates = (self._candidates(cell, node, source) for node, source in self.edge_indices())
-        self.edges = Edges(candidates, recompute=options.recompute)
+        part = options.partial_channels
+        made_by = cell.op_candidates_factory if part == 1 else narrowed(cell, part)
+        candidates = (self._candidates(made_by, node, source) for node, source in self.edge_indices())
+        self.edges = Edges(candidates, options.recompute, None if part == 1 else PartialChannels(part))
         if options.candidate_norm == "paper" and isinstance(self.preprocessor, nn.Module):
             drop_scales(self.preprocessor)
         for mutable in cell.simplify().values():  # the space keeps its labels, for strategies that come after
@@ -76,20 +92,38 @@ class GatedCell(GatedModule):
         return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
 
     def choices(self):
-        return (Choice(self.label, self.operations, self.alpha, self.options.relaxation, rows=self.edge_labels()),)
+        options, rows = self.options, self.edge_labels()
+        weights = None if self.beta is None else self.edge_weights
+        return (
+            Choice(self.label, self.operations, self.alpha, options.gates, options.relaxation.shared, rows, weights),
+        )
 
-    def _candidates(self, cell: Cell, node: int, source: int) -> nn.ModuleDict:
-        ops, _ = create_cell_op_candidates(cell.op_candidates_factory, node, 0, source)
+    def edge_weights(self) -> Tensor:
+        """What scales each edge, (edges,): 1, or those into a node share 1."""
+        if self.beta is None:
+            return self.alpha.new_ones(len(self.alpha))
+        return edge_shares(self.beta, self.output_node_indices)
+
+    def arch_parameters(self):
+        """The architecture parameters of this module."""
+        yield self.alpha
+        if self.beta is not None:
+            yield self.beta
+
+    def _candidates(self, made_by, node: int, source: int) -> nn.ModuleDict:
+        ops, _ = create_cell_op_candidates(made_by, node, 0, source)
         if zeros := [name for name, op in ops.items() if is_zero(name, op)]:
             raise InputError(
-                f"Cell {cell.label!r} has the operation {zeros[0]!r}, whose gate nothing depends on; leave it out: "
+                f"Cell {self.label!r} has the operation {zeros[0]!r}, whose gate nothing depends on; leave it out: "
                 "with a gate on every operation an edge is off when all its gates are"
             )
+        ops = {name: disturbed(op, self.options.moving) for name, op in ops.items()}
         if self.options.candidate_norm == "paper":
             for op in ops.values():
                 drop_scales(op)
-            kin = [self.preprocessor] if isinstance(self.preprocessor, nn.Module) else []
-            ops = normalize_pooling(ops, kin, f"Cell {cell.label!r}, edge {source} to {node}")
+            whole = self.options.partial_channels == 1 and isinstance(self.preprocessor, nn.Module)
+            kin = [self.preprocessor] if whole else []
+            ops = normalize_pooling(ops, kin, f"Cell {self.label!r}, edge {source} to {node}")
         return nn.ModuleDict(ops).to(self.options.like)
 
     @property
@@ -103,14 +137,17 @@ class GatedCell(GatedModule):
             return None
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
         edges = sum(module.num_predecessors + node for node in range(module.num_nodes))
-        alpha = shared_alpha(memo, module.label, (edges, len(module.op_candidates_factory)), options)
-        return cls(module, alpha, options)
+        candidates = len(module.op_candidates_factory) + options.relaxation.none  # and "none"
+        alpha = shared_alpha(memo, module.label, (edges, candidates), options)
+        beta = shared_alpha(memo, f"{module.label}/edges", (edges,), options) if options.edge_normalization else None
+        return cls(module, alpha, options, beta)
 
     def forward(self, *inputs):
         """Inputs: ``num_predecessors`` tensors, or one list of them; returns what the postprocessor returns."""
         inputs = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(inputs))
-        states = self.edges(states, self.gates())
+        gates, weights = self.scales(), self.edge_weights()
+        states = self.edges(states, gates if self.beta is None else gates * weights[:, None], weights)
         output = torch.cat(states[self.num_predecessors :], self.concat_dim)
         return self.postprocessor(output, inputs)
 
@@ -134,5 +171,5 @@ class GatedCell(GatedModule):
 
     def skip_connections(self) -> int:
         rule = self.options.discretization
-        kept = keep(self.gate_values(), rule.rule, rule.threshold, self.operations, self.num_predecessors)
+        kept = rule.kept(self.gate_values(), self.operations, self.num_predecessors, self.label)
         return sum(edge.operation == "skip_connect" for edge in kept)

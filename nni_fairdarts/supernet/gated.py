@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.gates import Relaxation
+from nni_fairdarts.supernet.moving import Moving
 from nni_fairdarts.supernet.recompute import run
 
 OPTIONS_KEY = "fairdarts"
@@ -26,30 +28,53 @@ EXPORTS = ("single", "multi")
 class SupernetOptions:
     """How a space becomes a supernet: relaxation of α, batch norms of candidates, discretisation, α's start.
 
-    ``like`` is one of the space's parameters: what is made new is of its dtype and on its device. ``export`` is one
-    of EXPORTS; ``recompute``: candidates are computed again in the backward pass instead of being kept.
+    ``like`` is one of the space's parameters: what is made new is of its dtype and on its device. α is drawn with mean
+    ``alpha_init`` and standard deviation ``alpha_spread``. ``export`` is one of EXPORTS; ``recompute``: candidates are
+    computed again in the backward pass instead of being kept. ``partial_channels``: K, the candidates of cells see 1/K
+    of the channels; ``edge_normalization``: the edges of cells have weights.
     """
 
-    relaxation: Callable[[Tensor], Tensor]
+    relaxation: Relaxation
     candidate_norm: str
     discretization: Discretization
     alpha_init: float
     like: Tensor
     export: str = "single"
     recompute: bool = False
+    alpha_spread: float = 0.0
+    partial_channels: int = 1
+    edge_normalization: bool = False
+    moving: Moving = field(default_factory=Moving)
+
+    def gates(self, alpha: Tensor) -> Tensor:
+        """α (..., candidates) as gates, at the present temperature."""
+        return self.relaxation.gates(self.warm(alpha))
+
+    def draw(self, label: str, alpha: Tensor) -> Tensor:
+        """What ``gates`` gives or, where the relaxation draws, what is drawn under ``label`` in this forward pass."""
+        if self.relaxation.draw is None:
+            return self.gates(alpha)
+        return self.moving.once(label, lambda: self.relaxation.draw(self.warm(alpha)))
+
+    def warm(self, alpha: Tensor) -> Tensor:
+        return alpha if self.moving.warmth == 1 else alpha / self.moving.warmth
 
     def new_alpha(self, shape: Sequence[int]) -> nn.Parameter:
         """α of ``shape`` at its start, in float32 or better: half precision is too coarse for it."""
         dtype = torch.promote_types(self.like.dtype, torch.float32)
-        return nn.Parameter(torch.full(tuple(shape), self.alpha_init, dtype=dtype, device=self.like.device))
+        alpha = torch.full(tuple(shape), self.alpha_init, dtype=dtype)
+        if self.alpha_spread:
+            alpha += self.alpha_spread * torch.randn(tuple(shape), dtype=dtype)
+        return nn.Parameter(alpha.to(self.like.device))
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
     """One label of a supernet: its α, how α becomes gates, and what the gates of its last dimension stand for.
 
-    ``exclusive``: one of many (see ``nni_fairdarts.gates.one_of_many``), the gates sum to 1; else each is its own.
-    ``rows``: names of α's rows where it has two dimensions.
+    ``exclusive``: the gates share 1, one of them is kept; else each is its own. ``rows``: names of α's rows where it
+    has two dimensions. Where α has one more column than there are operations, its first is that of "none".
+    ``row_weights``: of rows that have weights of their own, (rows,).
     """
 
     label: str
@@ -58,15 +83,17 @@ class Choice:
     relaxation: Callable[[Tensor], Tensor]
     exclusive: bool = False
     rows: tuple[str, ...] = ()
+    row_weights: Callable[[], Tensor] | None = None
 
     def gates(self) -> Tensor:
-        """Gates in (0, 1), of α's shape."""
-        return self.relaxation(self.alpha)
+        """Gates in (0, 1), (..., operations)."""
+        return self.relaxation(self.alpha)[..., -len(self.operations) :]
 
     def values(self) -> list:
-        """Gates as nested lists of Python floats, without gradient."""
+        """What scales each operation, as nested lists of Python floats: its gate, times its row's weight."""
         with torch.no_grad():
-            return self.gates().tolist()
+            gates = self.gates()
+            return (gates if self.row_weights is None else gates * self.row_weights()[:, None]).tolist()
 
     def rounded(self) -> Tensor:
         """α at which every gate is exactly 0 or 1: each rounded or, of one of many, the largest 1 and the others 0."""
@@ -74,7 +101,9 @@ class Choice:
             gates = self.gates()
             largest = nn.functional.one_hot(gates.argmax(-1), gates.shape[-1]).bool()
             kept = largest if self.exclusive else gates >= 0.5
-            return torch.where(kept, DECIDED, -DECIDED).to(self.alpha)
+            rounded = torch.full_like(self.alpha, -DECIDED)
+            rounded[..., -len(self.operations) :][kept] = DECIDED
+            return rounded
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
         """{label, or name of a row: (operations, their gates)}, with gradient."""
@@ -94,15 +123,26 @@ class GatedModule(BaseSuperNetModule):
     options: SupernetOptions
 
     def choices(self) -> tuple[Choice, ...]:
-        return (Choice(self.label, self.operations, self.alpha, self.options.relaxation),)
+        return (Choice(self.label, self.operations, self.alpha, self.options.gates, self.options.relaxation.shared),)
 
     def gates(self) -> Tensor:
-        """Gates in (0, 1), of ``alpha``'s shape."""
+        """Gates in (0, 1), (..., operations)."""
         return self.choices()[0].gates()
 
+    def scales(self) -> Tensor:
+        """What scales each operation now, (..., operations): its gate; in training its draw, or 0 if it is left out."""
+        moving = self.options.moving
+        gates = moving.left(self.drawn()) if self.training else self.gates()
+        return gates * moving.masks[self.label] if self.label in moving.masks else gates
+
+    def drawn(self) -> Tensor:
+        """Gates of a forward pass in training, (..., operations)."""
+        return self.options.draw(self.label, self.alpha)[..., -len(self.operations) :]
+
     def gate_values(self) -> list:
-        """Gates as nested lists of Python floats, without gradient."""
-        return self.choices()[0].values()
+        """What scales each operation, or ranks it, as nested lists of Python floats, without gradient."""
+        ranked = self.options.moving.ranked
+        return self.choices()[0].values() if ranked is None else ranked[self.label]
 
     def run(self, candidate: nn.Module, *args, **kwargs):
         """What ``candidate`` makes of the arguments, computed again in the backward pass if the options say so."""
@@ -156,7 +196,9 @@ def shared_alpha(
 
     Raises InputError where choices of different sizes, or of different kinds, share the label.
     """
-    alpha, kind = memo.setdefault((OPTIONS_KEY, label), (options.new_alpha(shape), exclusive))
+    if (OPTIONS_KEY, label) not in memo:
+        memo[OPTIONS_KEY, label] = options.new_alpha(shape), exclusive
+    alpha, kind = memo[OPTIONS_KEY, label]
     if alpha.shape != torch.Size(shape):
         raise InputError(
             f"label {label!r} is shared by choices of different sizes, {tuple(alpha.shape)} and {tuple(shape)}; "

@@ -30,11 +30,16 @@ class GatedInput(InputChoice, GatedModule):
                 "of its own and no gate can weigh them; use reduction='sum' or 'mean'"
             )
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
+        if options.relaxation.shared and module.n_chosen is None:
+            raise InputError(
+                f"InputChoice {module.label!r} keeps as many inputs as are open (n_chosen=None), but gates that share "
+                "1 do not say how many; give n_chosen, or use the relaxation 'sigmoid'"
+            )
         return cls(module, shared_alpha(memo, module.label, (module.n_candidates,), options), options)
 
     def forward(self, candidate_inputs):
         """Takes a list of ``n_candidates`` tensors, or lists, tuples and dicts of tensors, of the same shapes."""
-        gates = self.gates()
+        gates = self.drawn() if self.training else self.gates()
         if self.reduction == "mean":
             gates = gates / gates.sum().clamp_min(torch.finfo(gates.dtype).tiny)
         return gated_sum(self.label, candidate_inputs, gates)

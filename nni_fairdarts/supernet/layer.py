@@ -7,6 +7,7 @@ from torch import nn
 
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.supernet.gated import OPTIONS_KEY, GatedModule, SupernetOptions, gated_sum, shared_alpha, strongest
+from nni_fairdarts.supernet.moving import disturbed
 from nni_fairdarts.supernet.norm import drop_scales, is_zero, normalize_pooling
 
 
@@ -14,7 +15,8 @@ class GatedLayer(LayerChoice, GatedModule):
     """Sum over the candidates of gate times output: Σ_o σ(α_o) · o(x). Fair DARTS, arXiv 1911.12126.
 
     A candidate "none" (NNI's ``Zero``, or one of that name without weights) has no gate: nothing would depend on it.
-    It is what the choice exports when no gate reaches the threshold.
+    It is what the choice exports when no gate reaches the threshold or, where the candidates share 1, when "none" has
+    the largest share.
     """
 
     def __init__(self, candidates, alpha: nn.Parameter, options: SupernetOptions, label: str):
@@ -43,17 +45,23 @@ class GatedLayer(LayerChoice, GatedModule):
             normal = normalize_pooling({n: module[n] for n in module.names}, (), f"LayerChoice {module.label!r}")
             normal = {name: candidate.to(options.like) for name, candidate in normal.items()}
             candidates = normal if isinstance(candidates, dict) else list(normal.values())
+        moving = options.moving
+        if isinstance(candidates, dict):
+            candidates = {name: disturbed(candidate, moving) for name, candidate in candidates.items()}
+        else:
+            candidates = [disturbed(candidate, moving) for candidate in candidates]
         gated = gated_names(module)
         if not gated:
             raise InputError(f"LayerChoice {module.label!r} has only zero operations; give it one that does something")
-        return cls(candidates, shared_alpha(memo, module.label, (len(gated),), options), options, module.label)
+        none = options.relaxation.none and len(gated) < len(module.names)
+        return cls(candidates, shared_alpha(memo, module.label, (len(gated) + none,), options), options, module.label)
 
     def forward(self, *args, **kwargs):
         """Takes what each candidate takes; tensors, or lists, tuples and dicts of tensors, are summed."""
         if self.together is not None and not kwargs and len(args) == 1 and self.together.takes(args[0]):
-            return self.together(args[0], self.gates())
+            return self.together(args[0], self.scales())
         outputs = [self.run(self[name], *args, **kwargs) for name in self.gated_names]
-        return gated_sum(self.label, outputs, self.gates())
+        return gated_sum(self.label, outputs, self.scales())
 
     def export(self, memo):
         """The candidate with the largest gate, the earlier one of equals, as NNI's sample.
@@ -79,7 +87,9 @@ class GatedLayer(LayerChoice, GatedModule):
 
     def chosen_names(self) -> list:
         """What the export keeps now, at least one candidate."""
-        if self.zeros and max(self.gate_values()) < self.options.discretization.threshold:
+        gates = self.gate_values()
+        none = 1 - sum(gates) if self.options.relaxation.shared else self.options.discretization.threshold
+        if self.zeros and max(gates) < none:
             return self.zeros[:1]
         places = self.kept() if self.options.export == "multi" else strongest(self.gate_values())
         return [self.gated_names[place] for place in places]

@@ -24,6 +24,7 @@ class FusedEdges(nn.Module):
         self.inputs = min(node for node, _ in indices)
         self.places = _by_source(indices)
         self.recompute = recompute
+        self.partial = edges.partial
         self.sources = nn.ModuleList(
             nn.ModuleDict({name: _together([edges[k][name] for k in places]) for name in edges[places[0]]})
             for places in self.places
@@ -36,17 +37,23 @@ class FusedEdges(nn.Module):
         self.register_state_dict_post_hook(_plain_names)
         self.register_load_state_dict_pre_hook(_stacked_names)
 
-    def forward(self, states: list[Tensor], gates: Tensor) -> list[Tensor]:
-        """``states`` with those of all nodes behind them; gates (edges, operations)."""
+    def forward(self, states: list[Tensor], gates: Tensor, weights: Tensor) -> list[Tensor]:
+        """``states`` with those of all nodes behind them; gates (edges, operations), weights of the edges (edges,)."""
         states, rows = list(states), gates.unbind()
         terms: list[list[Tensor]] = [[] for _ in self.places[0]]  # of every node
+        done = 0  # edges into the nodes so far
         for i, (source, plans, places) in enumerate(zip(self.sources, self.plans, self.places, strict=True)):
-            leaving = self._leaving(states[i], source, plans, torch.stack([rows[k] for k in places]))
+            seen = states[i] if self.partial is None else self.partial.seen(states[i])
+            leaving = self._leaving(seen, source, plans, torch.stack([rows[k] for k in places]))
             first = max(i + 1, self.inputs)
             for node, images in enumerate(leaving, first):
                 terms[node - self.inputs] += images
             if i + 1 >= self.inputs:
-                states.append(sum(terms[i + 1 - self.inputs][1:], terms[i + 1 - self.inputs][0]))
+                one, *others = terms[i + 1 - self.inputs]
+                total = sum(others, one)
+                into = weights[done : done + len(states)]
+                done += len(states)
+                states.append(total if self.partial is None else self.partial.joined(total, states, into))
         return states
 
     def _leaving(self, x: Tensor, source: nn.ModuleDict, plans: list, gates: Tensor) -> list[list[Tensor]]:
