@@ -50,6 +50,8 @@ def sharpness_rises(
     ``factor`` times that of ``back`` records before, whose epoch is returned if it is ``first`` or later, counted from
     0. Records: with "alpha_eigenvalue". RobustDARTS, arXiv 1909.09656, section 4.3.
     """
+    if any("alpha_eigenvalue" not in record for record in records):
+        raise InputError("the rule 'eigenvalue' needs the Hessian's largest eigenvalue of every epoch; use RobustDARTS")
     if len(records) < window + back:
         return None
     values = [record["alpha_eigenvalue"] for record in records]

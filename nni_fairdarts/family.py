@@ -5,9 +5,16 @@ Any setting can be given otherwise, and those of one method to another: ``PCDART
 batch sizes and epochs are the evaluator's, for all of them.
 """
 
+from itertools import islice
 from typing import ClassVar
 
+from torch import Tensor
+
+from nni_fairdarts.analysis import loss_curvature
 from nni_fairdarts.early import EarlyStopping
+from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
+from nni_fairdarts.guests import loss_of, transferred, validation_batches
+from nni_fairdarts.requirements import check_number
 from nni_fairdarts.strategy import GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
 
@@ -16,6 +23,7 @@ __all__ = [
     "NoisyDARTS",
     "OperationStrengthDARTS",
     "PCDARTS",
+    "RobustDARTS",
     "SecondOrderDARTS",
     "ZeroOrderDARTS",
 ]
@@ -62,6 +70,43 @@ class DARTSPlus(Published):
     """DARTS+, arXiv 1909.06035: ends with the second skip connection, or when the operations' ranking has settled."""
 
     published: ClassVar[dict] = {**DARTS, "early_stopping": EarlyStopping(("skips", "ranking"))}
+
+
+class RobustDARTS(Published):
+    """RobustDARTS' early stopping, arXiv 1909.09656: derives what there was before the loss became sharp in α.
+
+    ``curvature_batches``: how many of the batches that α learns from the Hessian is of.
+    """
+
+    published: ClassVar[dict] = {**DARTS, "early_stopping": EarlyStopping(("eigenvalue",))}
+
+    def __init__(self, curvature_batches: int = 1, **settings):
+        super().__init__(**settings)
+        check_number("curvature_batches", curvature_batches, "at least 1", lambda v: v >= 1, whole=True)
+        self.curvature_batches = curvature_batches
+
+    def _sharpness_of(self, evaluator):
+        return AlphaEigenvalue(evaluator, self.curvature_batches)
+
+
+class AlphaEigenvalue:
+    """The largest eigenvalue of the Hessian in α of the evaluator's loss, over ``count`` of α's batches."""
+
+    def __init__(self, evaluator, count: int):
+        self.evaluator = evaluator
+        self.count = count
+
+    def __call__(self, module) -> dict[str, float]:
+        """{"alpha_eigenvalue": λ}, of a one-shot module between its epochs, which stays as it is."""
+        owner, loader = module.training_module, validation_batches(self.evaluator)
+
+        def loss(supernet, batch) -> Tensor:
+            return loss_of(owner.training_step(module.trainer.precision_plugin.convert_input(batch), 0))
+
+        with same_random_numbers(module.device, loader), as_before(owner), logged_by(module):
+            batches = [transferred(self.evaluator, batch) for batch in islice(loader, self.count)]
+            found = loss_curvature(owner.model, batches, loss, count=self.count, progress=False)
+        return {"alpha_eigenvalue": found.largest}
 
 
 class NoisyDARTS(Published):

@@ -102,10 +102,6 @@ CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
         "the weights move within a step, for which no graph is captured",
     ),
     (
-        {"alpha_gradient": lambda gradient: gradient == "exact", "fused": bool},
-        "the fused cells' own backward passes cannot be gone through backwards; use fused=False, or 'second'",
-    ),
-    (
         {"alpha_gradient": lambda gradient: gradient == "exact", "compile": bool},
         "torch.compile's backward passes cannot be gone through backwards; use 'second'",
     ),

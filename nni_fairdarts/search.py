@@ -22,7 +22,7 @@ from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
 from nni_fairdarts.supernet import Choice, alphas_of, choices_of
-from nni_fairdarts.supernet.fused import check_norms, is_fused
+from nni_fairdarts.supernet.fused import check_norms, is_fused, twice_differentiable
 from nni_fairdarts.supernet.moving import Disturbance, Moving
 
 FUSED_KEY = "fairdarts_fused"
@@ -72,6 +72,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         moving: Moving | None = None,
         early_stopping: EarlyStopping | None = None,
         strength: Callable[["FairDartsModule"], dict] | None = None,
+        sharpness: Callable[["FairDartsModule"], dict] | None = None,
         gradient_clip_val: float | None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
@@ -100,6 +101,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.moving = Moving() if moving is None else moving
         self.early_stopping = early_stopping
         self.strength = strength
+        self.sharpness = sharpness
         self.derived_epoch: int | None = None  # of a search that was stopped early: whose architecture is derived
         self._trail: list[dict] = []  # of every epoch: its record and α
         self.history = history
@@ -264,7 +266,8 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
         self._gradient.step = self.trainer.global_step
-        self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
+        with twice_differentiable() if self.alpha_gradient == "exact" else nullcontext():
+            self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
         optimizer.step()
 
     def _loss(self, batch, number: int) -> Tensor:
@@ -326,6 +329,10 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         result = super().on_train_epoch_end()
         self.log_probs(self.export_probs())
         return result
+
+    def epoch_record(self) -> dict:
+        record = super().epoch_record()
+        return record if self.sharpness is None else {**record, **self.sharpness(self)}
 
     def loss_record(self) -> dict:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         zero-one loss is of sigmoids only.
     alpha_gradient
         "first" (the method), or of second order: "second", a finite difference as DARTS published it, or "exact", by
-        going backwards twice, which needs ``fused=False``; or "zeroth", from values of the loss alone. See
+        going backwards twice, by slower cells; or "zeroth", from values of the loss alone. See
         ``nni_fairdarts.alpha_gradients``.
     temperature
         Of the first epoch, and of the last one: α is divided by it before it becomes gates, falling by the same factor
@@ -254,7 +255,6 @@ class GatedSearch(nni.nas.strategy.DARTS):
                 "partial_channels": partial_channels,
                 "edge_normalization": edge_normalization,
                 "single_level": single_level,
-                "fused": fused,
                 "cuda_graphs": cuda_graphs,
                 "compile": compile,
             }
@@ -296,6 +296,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
+        self._sharpness: Callable | None = None
         self._strength: OperationStrength | None = None
         self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
         self._checkpoints = Checkpoints(Place())
@@ -397,6 +398,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
             moving=self.moving,
             early_stopping=self.early_stopping,
             strength=self._strength,
+            sharpness=self._sharpness,
             gradient_clip_val=self.gradient_clip_val,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
@@ -429,9 +431,13 @@ class GatedSearch(nni.nas.strategy.DARTS):
             self._strength = (
                 OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
             )
+            self._sharpness = self._sharpness_of(evaluator)
             with search_data(evaluator):
                 return super().mutate_evaluator(evaluator)
         return super().mutate_evaluator(evaluator)
+
+    def _sharpness_of(self, evaluator: Lightning):
+        """What else to measure behind every epoch: {name: number} of the one-shot module; None for nothing."""
 
     def train_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         if self.single_level:

@@ -19,6 +19,7 @@ BY_NAME = {
     "second_order_darts": {},
     "pc_darts": {"space.width": 4, "parts.partial_channels": 2, "warmup_epochs": 1},
     "darts_plus": {"parts.early_stopping": ["ranking"], "parts.early_ranking": 2, "arc_learning_rate": 1e-9},
+    "robust_darts": {"data.search_images_per_class": 8, "batch_size": 12},
     "noisy_darts": {"parts.decay": "cosine"},
     "operation_strength_darts": {"parts.strength_batches": 1},
     "zero_order_darts": {},
@@ -30,7 +31,9 @@ BY_NAME = {
 @pytest.mark.parametrize("name", BY_NAME)
 def test_each_runs_by_its_name(name, tmp_path):
     """Search through NNI's experiment, derivation, the same once more from the files, retraining."""
-    settings = {key if "space." in key else f"search.{key}": value for key, value in BY_NAME[name].items()}
+    settings = {
+        key if key.startswith(("space.", "data.")) else f"search.{key}": value for key, value in BY_NAME[name].items()
+    }
     config = tiny(tmp_path, **{"search.strategy": name, "search.epochs": 3, **settings})
     searched, retrained = experiment.run(config)
     genotype = Genotype.load(config.folder / "genotype.json")
@@ -44,6 +47,7 @@ def test_each_runs_by_its_name(name, tmp_path):
     history = read_history(config.folder / "history.jsonl")
     assert len(history) == (2 if name == "darts_plus" else 3)
     assert searched.get("derived_epoch") == (2 if name == "darts_plus" else None)
+    assert all(("alpha_eigenvalue" in record) == (name == "robust_darts") for record in history)
     assert ("strengths" in searched) == (name == "operation_strength_darts")
     assert np.load(config.folder / "normal_weight.npy").tolist() == history[-1]["gates"]["normal"]
 

@@ -11,6 +11,7 @@ OURS = (
     "second_order_darts",
     "pc_darts",
     "darts_plus",
+    "robust_darts",
     "noisy_darts",
     "operation_strength_darts",
     "zero_order_darts",
@@ -49,7 +50,7 @@ class SearchConfig:
     """The search. NNI's strategies have fewer settings than fairdarts; they pass over what they do not have.
 
     Args:
-        strategy: fairdarts; one of its kin: second_order_darts, pc_darts, darts_plus, noisy_darts,
+        strategy: fairdarts; one of its kin: second_order_darts, pc_darts, darts_plus, robust_darts, noisy_darts,
             operation_strength_darts, zero_order_darts; or one of NNI's own, for comparison: darts, gumbel_darts,
             proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
@@ -94,6 +95,7 @@ class SearchConfig:
         "second_order_darts",
         "pc_darts",
         "darts_plus",
+        "robust_darts",
         "noisy_darts",
         "operation_strength_darts",
         "zero_order_darts",

@@ -111,6 +111,7 @@ STRATEGIES = {
     "second_order_darts": _kin(family.SecondOrderDARTS),
     "pc_darts": _kin(family.PCDARTS),
     "darts_plus": _kin(family.DARTSPlus),
+    "robust_darts": _kin(family.RobustDARTS),
     "noisy_darts": _kin(family.NoisyDARTS),
     "operation_strength_darts": _kin(family.OperationStrengthDARTS),
     "zero_order_darts": _kin(family.ZeroOrderDARTS),
