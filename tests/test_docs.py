@@ -26,9 +26,11 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GUIDES = ("quick-start", "from-darts", "own-spaces", "experiments", "resuming", "performance", "figures")
 PUBLIC = (
-    "checkpoints", "config", "data", "datasets", "discretize", "edges", "errors", "experiment", "exports", "freezing",
-    "gap", "gates", "genotype", "graphs", "history", "inheritance", "manager", "network", "nni_strategies", "penalty",
-    "plots", "published", "recorded", "report.pages", "spaces", "stopping", "strategy", "supernet.fused", "tensorboard",
+    "alpha_gradients", "analysis", "checkpoints", "config", "data", "datasets", "discretize", "early", "edges",
+    "errors", "experiment", "exports", "family", "freezing", "gap", "gates", "genotype", "graphs", "history",
+    "inheritance", "manager", "network", "nni_strategies", "penalty", "plots", "published", "recorded",
+    "report.pages", "spaces", "stopping", "strategy", "strength", "supernet.fused", "supernet.moving",
+    "tensorboard", "trained.evaluating", "trained.exporting", "trained.loading",
 )  # fmt: skip
 BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(python|sh|yaml)\n(.*?)^```$", re.M | re.S)
 MARK = re.compile(r"<!-- (file|in tests|not run): (\S.*) -->")

@@ -6,12 +6,12 @@ Defaults are the published CIFAR-10 search and retraining (Fair DARTS, arXiv 191
 from nni_fairdarts.config.data import DataConfig, SpaceConfig
 from nni_fairdarts.config.parts import PartsConfig
 from nni_fairdarts.config.retrain import RetrainConfig
-from nni_fairdarts.config.run import SECTIONS, RunConfig, from_mapping, to_yaml
-from nni_fairdarts.config.search import OURS, PenaltyConfig, SearchConfig
+from nni_fairdarts.config.run import SECTIONS as SECTIONS
+from nni_fairdarts.config.run import RunConfig, from_mapping, to_yaml
+from nni_fairdarts.config.search import OURS as OURS
+from nni_fairdarts.config.search import PenaltyConfig, SearchConfig
 
 __all__ = [
-    "OURS",
-    "SECTIONS",
     "DataConfig",
     "PartsConfig",
     "PenaltyConfig",
