@@ -8,9 +8,11 @@ batch sizes and epochs are the evaluator's, for all of them.
 from itertools import islice
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from nni_fairdarts.analysis import loss_curvature
+from nni_fairdarts.distributed import mean
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
 from nni_fairdarts.guests import loss_of, transferred, validation_batches
@@ -106,7 +108,8 @@ class AlphaEigenvalue:
         with same_random_numbers(module.device, loader), as_before(owner), logged_by(module):
             batches = [transferred(self.evaluator, batch) for batch in islice(loader, self.count)]
             found = loss_curvature(owner.model, batches, loss, count=self.count, progress=False)
-        return {"alpha_eigenvalue": found.largest}
+        largest = torch.tensor(found.largest, dtype=torch.float64, device=module.device)
+        return {"alpha_eigenvalue": float(mean(largest))}  # all processes must come to the same end
 
 
 class NoisyDARTS(Published):
