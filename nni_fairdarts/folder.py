@@ -165,8 +165,10 @@ def derived_gates(folder: Path) -> dict:
     gates, operations = last.get("gates"), last.get("operations", {})
     named = isinstance(operations, dict) and all(isinstance(names, list) for names in operations.values())
     if not (named and isinstance(gates, dict) and {"normal", "reduce"} <= gates.keys()):
+        chosen = folder / "sample.json"
+        hint = f"; what it chose is in {chosen}" if chosen.is_file() else ""
         raise InputError(
             f"the last line of {folder / 'history.jsonl'} has no gates of a normal and a reduce cell: the search "
-            "was of another space or by a strategy without gates, or the file is damaged"
+            f"was of another space or by a strategy without gates, or the file is damaged{hint}"
         )
     return last

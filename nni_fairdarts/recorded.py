@@ -55,6 +55,16 @@ class Recorded:
         """Numbers of the recorded epochs, from 1: (epochs,)."""
         return np.array([record["epoch"] + 1 for record in self.history])
 
+    @property
+    def derived_epoch(self) -> int:
+        """The epoch, from 1, whose architecture is derived: the last one, or what early stopping has chosen."""
+        return (self.result or {}).get("derived_epoch", int(self.epochs[-1]))
+
+    @property
+    def by_strength(self) -> bool:
+        """Whether operations were kept by their strength, not by their gates."""
+        return "strengths" in (self.result or {})
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Labels of what has gates: kinds of cells ("normal", "reduce") and choices; none of a random search."""

@@ -335,10 +335,12 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return record if self.sharpness is None else {**record, **self.sharpness(self)}
 
     def loss_record(self) -> dict:
-        with torch.no_grad():
-            zero_one = float(self.zero_one())
+        zero_one = {}
+        if self.zero_one_weight:
+            with torch.no_grad():
+                zero_one["zero_one_loss"] = float(self.zero_one())
         cost = {} if self.penalty is None else {"expected_cost": self.mean("expected_cost")}
-        return {**super().loss_record(), "arch_loss": self.mean("arch_loss"), "zero_one_loss": zero_one, **cost}
+        return {**super().loss_record(), "arch_loss": self.mean("arch_loss"), **zero_one, **cost}
 
     def gate_record(self) -> dict:
         with torch.no_grad():

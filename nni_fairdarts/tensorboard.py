@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from nni_fairdarts.config import RunConfig, SearchConfig
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.gates import RELAXATIONS
 from nni_fairdarts.genotype import CELLS, Genotype
 from nni_fairdarts.recorded import Recorded
 from nni_fairdarts.recording import RecordsEpochs
@@ -93,6 +94,8 @@ def _settings(module: RecordsEpochs) -> RunConfig:
     if not isinstance(module, FairDartsModule):  # NNI's: shares of a softmax
         return RunConfig(search=SearchConfig("darts"))
     settings = module.settings()
+    if RELAXATIONS[settings["relaxation"]].shared:
+        return RunConfig(search=SearchConfig("darts"))
     return RunConfig(search=SearchConfig(threshold=settings["threshold"], discretization=settings["discretization"]))
 
 

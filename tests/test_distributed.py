@@ -254,7 +254,10 @@ def test_strategies_that_a_search_cannot_follow(strategy, text, classification, 
     ("values", "text"),
     [
         ({"devices": 0}, "run.devices must be at least 1, got 0"),
-        ({"devices": 2, "search": {"strategy": "darts"}}, "run.devices must be 1 with darts, got 2; only fairdarts"),
+        (
+            {"devices": 2, "search": {"strategy": "darts"}},
+            "run.devices must be 1 with darts, got 2; fairdarts and its kin",
+        ),
         ({"devices": 2, "search": {"cuda_graphs": True}}, "cuda_graphs must be false with devices 2, got True"),
     ],
 )

@@ -143,10 +143,17 @@ valid = {
     "label_smoothing": st.floats(0, 0.9), "learning_rate_decay": st.floats(0.01, 1), "evaluator": st.just("a:b"),
     "metric": words.map("val_{}".format), "runs": words.filter(lambda word: word.isprintable()), "root": words,
     "name": words.filter(lambda word: word.strip(".") and not {"/", "\\"} & set(word)),
-    "arguments": st.just({}), "cuda_graphs": st.just(False),
+    "arguments": st.just({}), "cuda_graphs": st.just(False), "random_skips": st.none(),
+    "early_stopping": st.lists(st.sampled_from(["skips", "ranking", "eigenvalue"])),
     "operations": st.one_of(st.none(), st.lists(st.sampled_from(OPERATIONS), min_size=1)),
 }  # fmt: skip
 kinds = {bool: st.booleans(), int: st.integers(1, 10**9), float: st.floats(1e-300, 1e300)}
+
+
+def words_of(kind) -> tuple:
+    """The words of a Literal, or of one that may be unset; none of another type."""
+    every = [kind, *get_args(kind)]
+    return next((get_args(one) for one in every if get_origin(one) is Literal), ())
 
 
 @st.composite
@@ -161,8 +168,8 @@ def configurations(draw, plain):
         elif (one.name not in ("name", "strategy") or isinstance(plain, RunConfig)) and draw(st.booleans()):
             if one.name in valid:
                 changes[one.name] = draw(valid[one.name])
-            elif get_origin(one.type) is Literal:
-                changes[one.name] = draw(st.sampled_from(get_args(one.type)))
+            elif words_of(one.type):
+                changes[one.name] = draw(st.sampled_from(words_of(one.type)))
             else:
                 kind = next(kind for kind in (*get_args(one.type), one.type) if kind in kinds)
                 changes[one.name] = draw(kinds[kind])

@@ -1,6 +1,7 @@
 """Several searches on the same axes: a line for every run in its strategy's color, and one for a group's mean."""
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,8 +22,15 @@ STRATEGIES = {
     "proxyless": "#CC79A7",
     "enas": "#8C6D00",
     "random": "#555555",
+    "second_order_darts": "#882255",
+    "pc_darts": "#44AA99",
+    "darts_plus": "#999933",
+    "robust_darts": "#332288",
+    "noisy_darts": "#56B4E9",
+    "operation_strength_darts": "#AA4499",
+    "zero_order_darts": "#117733",
 }
-"""The color of every strategy."""
+"""The color of every strategy; the last ones are Tol's."""
 
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
@@ -83,6 +91,8 @@ def _figure(name: str, title: str, known: dict[str, list], styles: dict[str, tup
         ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.set_ylim(bottom=-0.15)
     columns = 2 if max(map(len, known)) < 30 else 1
+    for line in ax.lines:
+        line.set_label(fill(line.get_label(), 64))
     legend = ax.figure.legend(loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a setting may have a dollar sign
@@ -107,12 +117,12 @@ def _group(ax: Axes, label: str, lines: list[tuple[Recorded, np.ndarray]], style
 
 def _styles(strategies: Mapping[str, str]) -> dict[str, tuple]:
     """(color, marker, dashes) of every group: the strategy's color, from dark to light where it has several groups."""
-    names = list(strategies.values())
-    styles, before = {}, dict.fromkeys(names, 0)
-    for number, (label, strategy) in enumerate(strategies.items()):
-        count, place = names.count(strategy), before[strategy]
-        before[strategy] += 1
-        color = np.array(to_rgb(STRATEGIES.get(strategy, "#333333")))
+    colors = [STRATEGIES.get(strategy, "#333333") for strategy in strategies.values()]
+    styles, before = {}, dict.fromkeys(colors, 0)
+    for number, (label, name) in enumerate(zip(strategies, colors, strict=True)):
+        count, place = colors.count(name), before[name]
+        before[name] += 1
+        color = np.array(to_rgb(name))
         if count > 1:
             lightness = place / (count - 1)  # 0: two thirds of the color; 1: half way to white
             color = color * (1 - lightness) * 2 / 3 + (color + 1) / 2 * lightness

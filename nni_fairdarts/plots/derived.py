@@ -27,11 +27,11 @@ def kept(recorded: Recorded, label: str) -> tuple[Edge, ...]:
 
 
 def _rule(recorded: Recorded) -> Discretization:
-    if recorded.softmax:  # NNI's strategies know no other
-        return Discretization("darts", recorded.threshold)
     if recorded.config is None:
-        return Discretization()
-    return Discretization(recorded.config.search.discretization, recorded.threshold)
+        return Discretization("darts") if recorded.softmax else Discretization()
+    settings = recorded.config.search
+    rule = settings.discretization if settings.strategy == "fairdarts" else "darts"  # the others know no other
+    return Discretization(rule, recorded.threshold, settings.parts.max_skips)
 
 
 def dominant_skips(recorded: Recorded, label: str) -> np.ndarray | None:

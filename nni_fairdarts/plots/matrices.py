@@ -33,9 +33,9 @@ ROW, FOOT, BAR = 0.24, 0.12, 0.7  # inches
 
 @styled()
 def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figure:
-    """The gates of the cells ``label``, or of all "choices", after the last epoch, as colors and as numbers.
+    """The gates of the cells ``label``, or of all "choices", as colors and as numbers, after the last epoch.
 
-    Framed is what a cell keeps.
+    Framed is what a cell keeps. Of a search that was stopped early they are those of the epoch that it derives from.
     """
     known = sheets(recorded)
     if label not in known:
@@ -45,11 +45,14 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
     widths = [len(group.operations) * _cell(group) for group in groups]
     headings = [0.2 + 0.16 * max(_heading(name).count("\n") + 1 for name in group.operations) for group in groups]
     heights = [heading + ROW * len(group.rows) + FOOT for heading, group in zip(headings, groups, strict=True)]
-    figure = blank(max(left + max(widths) + BAR, 4.2), TITLE + sum(heights), figure)
-    epoch = recorded.epochs[-1]
+    epoch = recorded.derived_epoch
     text = f"{gate_word(recorded).capitalize()}s of {title_of(label)} after epoch {epoch}"
     frames = kept(recorded, label)
-    write(figure, 0.1, 0.1, text + ("; framed: kept" if frames else ""), fontsize=10)
+    if frames:
+        text += "; framed: kept" + (" by strength" if recorded.by_strength else "")
+    title = 0.2 + 1.3 * LETTER * len(text)  # its letters are larger
+    figure = blank(max(left + max(widths) + BAR, title, 4.2), TITLE + sum(heights), figure)
+    write(figure, 0.1, 0.1, text, fontsize=10)
     top = TITLE
     for group, width, height, heading in zip(groups, widths, heights, headings, strict=True):
         ax = place(figure, left, top + heading, width, ROW * len(group.rows))
@@ -68,7 +71,8 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
 
 
 def _matrix(ax: Axes, recorded: Recorded, group: Group):
-    values = group.gates[-1]
+    (row_of_epoch,) = np.flatnonzero(recorded.epochs == recorded.derived_epoch)
+    values = group.gates[row_of_epoch]
     image = ax.imshow(values, cmap=COLORS_OF_GATES, vmin=0, vmax=1, aspect="auto")
     looks = looks_of(recorded)
     for row, column in np.ndindex(*values.shape):

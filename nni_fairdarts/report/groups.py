@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from nni_fairdarts.config import OURS, PartsConfig
 from nni_fairdarts.manager.spread import Spread, is_number, spread
 from nni_fairdarts.report.runs import MEASURED, Run
 
@@ -16,14 +17,19 @@ ASIDE = (
 OTHER_RESULTS = ("data.", "retrain.", "evaluator", "metric")
 """Where runs differ in these, their accuracies are of other tasks or trainings."""
 
-_GRADIENT = ("fairdarts", "darts", "gumbel_darts", "proxyless")
+PARTS = "parts."
+_GRADIENT = (*OURS, "darts", "gumbel_darts", "proxyless")
 _FAIR = (
     "arc_betas", "arc_weight_decay", "zero_one_weight", "zero_one_loss", "threshold", "discretization", "alpha_init",
+)  # fmt: skip
+_KIN = (
     "single_level", "candidate_norm", "recompute", "fused", "compile", "cuda_graphs", "penalty.profiler",
     "penalty.baseline", "penalty.scale", "penalty.nonlinear", "penalty.aggregate",
+    *(f"{PARTS}{field.name}" for field in fields(PartsConfig)),
 )  # fmt: skip
 OWNERS = {
     **{f"search.{name}": ("fairdarts",) for name in _FAIR},
+    **{f"search.{name}": OURS for name in _KIN},
     "search.arc_learning_rate": _GRADIENT,
     "search.gradient_clip_val": _GRADIENT,
     "search.warmup_epochs": (*_GRADIENT, "enas"),
@@ -49,7 +55,9 @@ class Group:
 
     @property
     def name(self) -> str:
-        known = [f"{short(key)} {worded(value)}" for key, value in self.settings.items()]
+        # A part that is unset is the strategy's own, which its name says.
+        own = [key for key, value in self.settings.items() if value is None and key.startswith(f"search.{PARTS}")]
+        known = [f"{short(key)} {worded(value)}" for key, value in self.settings.items() if key not in own]
         unknown = ["settings not known"] if self.runs[0].settings is None else []
         return ", ".join([self.strategy or "?", *known, *unknown])
 

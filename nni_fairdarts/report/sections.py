@@ -118,6 +118,13 @@ def missing(run: Run) -> list[str]:
         said.append(
             "It is not retrained: the accuracy, parameters and multiply-adds of the derived network are unknown."
         )
+    if recorded.derived_epoch != recorded.epochs[-1]:
+        said.append(
+            f"The search was stopped early: the architecture is that of epoch {recorded.derived_epoch} of "
+            f"{recorded.epochs[-1]}, and so are the gates in the heat maps."
+        )
+    if recorded.by_strength:
+        said.append("Operations were kept by their strength, what the loss loses without them, not by their gates.")
     if not recorded.labels:
         why = "samples networks and has no gates" if recorded.softmax else "has recorded none"
         said.append(f"There are no figures of gates: {recorded.strategy} {why}.")
@@ -182,7 +189,7 @@ def _git(state) -> str:
 
 CAPTIONS = {
     "cell": ("The derived {} cell", "Its inputs are on the left, its output on the right."),
-    "gates": ("Every gate of {} after the last epoch", ""),
+    "gates": ("Every gate of {} at the end", "After the last epoch, or the one that early stopping derives from."),
     "trajectories": ("The gates of {} over the epochs", "A panel for every edge."),
     "histogram": ("How many gates are where between 0 and 1, over the epochs", ""),
     "decided": ("Decided and open gates over the epochs", ""),
