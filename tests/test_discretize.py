@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import kept
 
-from nni_fairdarts.discretize import RULES, Discretization, decided_share, discretize, keep, open_gates
+from nni_fairdarts.discretize import RULES, Discretization, decided_share, discretize, keep, limit_skips, open_gates
 from nni_fairdarts.edges import OPERATIONS, Edge
 from nni_fairdarts.errors import InputError
 
@@ -177,3 +177,25 @@ def test_counts_of_gates():
     assert open_gates([], 0.5) == 0
     with pytest.raises(InputError, match="^decided_share needs at least one gate, got none$"):
         decided_share([])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_skip_connections_are_limited_by_their_strongest_alternatives(rule):
+    """The weakest kept one is lowered first; where one stays, no other choice of so many would be stronger."""
+    generator = random.Random(0)
+    for _ in range(20):
+        gates = [[generator.random() for _ in OPERATIONS] for _ in range(14)]
+        for row in gates:
+            row[OPERATIONS.index("skip_connect")] = generator.uniform(0.8, 1)
+        free = [edge for edge in keep(gates, rule, 0.5) if edge.operation == "skip_connect"]
+        for most in (0, 1, 2, 14):
+            limited = limit_skips(gates, most, rule, 0.5)
+            left = [edge for edge in keep(limited, rule, 0.5) if edge.operation == "skip_connect"]
+            assert len(left) == min(most, len(free)) or (rule != "edge" and len(left) <= most)
+            lowered = [row for row, (old, new) in enumerate(zip(gates, limited, strict=True)) if old != new]
+            assert all(limited[row][OPERATIONS.index("skip_connect")] == 0 for row in lowered)
+            settings = Discretization(rule, 0.5, max_skips=most)
+            assert settings.kept(gates, label="normal") == keep(limited, rule, 0.5)
+            assert settings.kept(gates, label="reduce") == keep(gates, rule, 0.5)
+    with pytest.raises(InputError, match="max_skips must be 0 or more, or None for any number, got -1"):
+        Discretization(rule, max_skips=-1)

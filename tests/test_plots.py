@@ -17,10 +17,13 @@ from matplotlib.text import Text
 from records import CHOICES, DARTS, NASNET, recorded
 
 from nni_fairdarts import FairDARTS, plots
+from nni_fairdarts.config import PartsConfig, RunConfig, SearchConfig
+from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.edges import KNOWN_OPERATIONS, OPERATIONS, Edge
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.genotype import Genotype, published
 from nni_fairdarts.plots.colors import looks
+from nni_fairdarts.plots.derived import kept
 from nni_fairdarts.recorded import read_recorded
 
 PARSE = json.loads((Path(__file__).parent / "golden" / "parse.json").read_text())
@@ -320,6 +323,26 @@ def test_the_heat_map_has_the_last_gates_their_values_and_what_is_kept():
     frames = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
     framed = {(round(frame.get_y() + 0.42), round(frame.get_x() + 0.46)) for frame in frames}
     assert framed == {(PAIRS.index((e.node, e.source)), OPERATIONS.index(e.operation)) for e in GENOTYPE.normal}
+
+
+def test_the_heat_map_is_of_the_epoch_that_early_stopping_derives_from():
+    record = replace(recorded(strategy="robust_darts"), genotype=GENOTYPE, result={"derived_epoch": 4})
+    figure = plots.gates(record, "normal")
+    assert "after epoch 4; framed: kept" in figure.texts[0].get_text()
+    assert np.array_equal(figure.axes[0].images[0].get_array(), record.history[3]["gates"]["normal"])
+    record = replace(recorded(strategy="operation_strength_darts"), genotype=GENOTYPE, result={"strengths": {}})
+    assert "framed: kept by strength" in plots.gates(record, "normal").texts[0].get_text()
+
+
+def test_what_an_unfinished_search_of_the_kin_would_keep():
+    """By the rule of DARTS, and with the limit on skip connections, as its derivation does."""
+    parts = PartsConfig(relaxation="sigmoid", max_skips=0)
+    config = RunConfig(search=SearchConfig("noisy_darts", discretization="edge", parts=parts))
+    record = replace(recorded(), config=config)
+    gates, wanted = record.gates("normal")[-1], Discretization("darts", max_skips=0)
+    assert kept(record, "normal") == wanted.cell(gates.tolist(), OPERATIONS, label="normal")
+    assert [edge.node for edge in kept(record, "normal")] == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert "skip_connect" not in {edge.operation for edge in kept(record, "normal")}
 
 
 def test_choices_are_drawn_together_with_those_that_have_the_same_candidates():
