@@ -90,21 +90,7 @@ class SearchConfig:
             0 does not measure it.
     """
 
-    strategy: Literal[
-        "fairdarts",
-        "second_order_darts",
-        "pc_darts",
-        "darts_plus",
-        "robust_darts",
-        "noisy_darts",
-        "operation_strength_darts",
-        "zero_order_darts",
-        "darts",
-        "gumbel_darts",
-        "proxyless",
-        "enas",
-        "random",
-    ] = "fairdarts"
+    strategy: Literal[(*OURS, "darts", "gumbel_darts", "proxyless", "enas", "random")] = "fairdarts"
     epochs: int = 50
     batch_size: int = 128
     learning_rate: float = 0.005
