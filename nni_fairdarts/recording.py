@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,9 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
 
     def record_made(self, record: dict) -> None:
         """What is to be done with an epoch's record, in every process, before it is told."""
+
+    def restore_supernet(self, checkpoint: Mapping) -> None:
+        """Build the supernet that a checkpoint is of, where it is not the one that stands."""
 
     def loss_record(self) -> dict:
         """The entries about losses: means over the epoch's batches."""

@@ -1,9 +1,9 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,9 +12,9 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
-from torch import nn
+from torch import Tensor, nn
 
-from nni_fairdarts._nni import OneShotStrategy
+from nni_fairdarts._nni import OneShotStrategy, without_warnings_about
 from nni_fairdarts.alpha_gradients import GRADIENTS
 from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.discretize import Discretization
@@ -32,12 +32,15 @@ from nni_fairdarts.requirements import (
     check_module,
     check_number,
     check_one_loader,
+    check_stages,
     check_together,
     check_trainer,
     known,
     like,
 )
 from nni_fairdarts.search import FairDartsModule
+from nni_fairdarts.spaces import resized
+from nni_fairdarts.stages import Stage, first_epochs
 from nni_fairdarts.stopping import stoppable
 from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import (
@@ -52,6 +55,7 @@ from nni_fairdarts.supernet import (
     read_whole_cells,
     refuse,
     refuse_twins,
+    settle,
 )
 from nni_fairdarts.supernet.fused import fuse
 from nni_fairdarts.supernet.moving import Disturbance, Moving
@@ -70,6 +74,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
     ----------
     arc_learning_rate, arc_betas, arc_weight_decay
         Adam's settings for α.
+    arc_gradient_clip_val
+        Bound on the norm of α's gradient; None for no bound.
     zero_one_weight
         Weight of the zero-one loss, w01 >= 0.
     zero_one_loss
@@ -111,12 +117,15 @@ class GatedSearch(nni.nas.strategy.DARTS):
     single_level
         One batch of the training loader updates weights and α together.
     warmup_epochs
-        Epochs at the start in which α rests.
+        Epochs at the start, and at that of each stage, in which α rests.
+    stages
+        Parts of the epochs that have supernets of their own: see ``nni_fairdarts.stages.Stage``. One after the other
+        within one search; the last one is derived from. None for one supernet.
     gradient_clip_val
         Bound on the norm of the weights' gradient; None for no bound.
     candidate_norm
         "paper": inside cells and choices no learnable batch-norm scales, a batch norm after each pooling candidate;
-        "space": as the space built it.
+        "unscaled": no scales either, poolings as the space built them (DrNAS); "space": all as the space built it.
     export
         "single": what NNI's samples can say, the strongest candidate of a ``LayerChoice``; "multi": every candidate
         (and input of an ``InputChoice``) whose gate reaches the threshold, for ``nni_fairdarts.freeze``.
@@ -166,6 +175,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self,
         *,
         arc_learning_rate: float = 3e-3,
+        arc_gradient_clip_val: float | None = None,
         arc_betas: tuple[float, float] = (0.9, 0.999),
         arc_weight_decay: float = 1e-3,
         zero_one_weight: float = 10.0,
@@ -187,6 +197,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         edge_normalization: bool = False,
         single_level: bool = False,
         warmup_epochs: int = 0,
+        stages: Sequence[Stage] = (),
         gradient_clip_val: float | None = 5.0,
         candidate_norm: str = "paper",
         export: str = "single",
@@ -218,8 +229,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
         for value in temperature:
             check_number("temperature", value, "more than 0", lambda v: v > 0)
         check_number("partial_channels", partial_channels, "at least 1", lambda v: v >= 1, whole=True)
-        if gradient_clip_val is not None:
-            check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
+        for name, bound in (("gradient_clip_val", gradient_clip_val), ("arc_gradient_clip_val", arc_gradient_clip_val)):
+            if bound is not None:
+                check_number(name, bound, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
         if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in arc_betas):
             raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
@@ -240,13 +252,16 @@ class GatedSearch(nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
+        check_stages(stages, RELAXATIONS[relaxation].none, max_skips is not None)
         self.discretization = Discretization(discretization, threshold, max_skips)
         check_together(
             {
                 "relaxation": relaxation,
                 "alpha_gradient": alpha_gradient,
                 "divergence_weight": divergence_weight,
-                "disturbed": bool(disturbance),
+                "stages": tuple(stages),
+                "early_stopping": early_stopping,
+                "disturbed": bool(disturbance) or any(stage.skip_dropout for stage in stages),
                 "selection": selection,
                 "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
                 "discretization": discretization,
@@ -266,6 +281,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
             log_prob_every_n_step=log_prob_every_n_step,
             warmup_epochs=warmup_epochs,
         )
+        self.stages = tuple(stages)
+        self.arc_gradient_clip_val = arc_gradient_clip_val
         self.arc_betas = tuple(arc_betas)
         self.arc_weight_decay = arc_weight_decay
         self.zero_one_weight = zero_one_weight
@@ -275,7 +292,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.relaxation = relaxation
         self.alpha_gradient = alpha_gradient
         self.divergence_weight = divergence_weight
-        self.moving = Moving(disturbance or Disturbance(), tuple(temperature))
+        self.disturbance = disturbance or Disturbance()
+        self.moving = Moving(self.disturbance, tuple(temperature))
         self.early_stopping = early_stopping
         self.selection = selection
         self.strength_batches = strength_batches
@@ -296,6 +314,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
+        self._pristine = None  # the space as it came, where stages build it again
         self._sharpness: Callable | None = None
         self._strength: OperationStrength | None = None
         self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
@@ -317,13 +336,48 @@ class GatedSearch(nni.nas.strategy.DARTS):
         return list(HOOKS)
 
     def mutate_model(self, model):
-        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices."""
+        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices.
+
+        Of a search in stages the first one's supernet is returned, and ``model`` stays as it is.
+        """
         if any(choices_of(module) for module in model.modules()):
             raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
         # Of a hub space only the sizes are read again.
         self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
         refuse(model, "", {}, {})
         refuse_twins(model)
+        return self._staged(model) if self.stages else self._gated(model, Stage(), {})
+
+    def _staged(self, model):
+        """The first stage's supernet. Raises InputError where any of the supernets cannot be built."""
+        self._original_space = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]):
+            for stage in self.stages[1:]:
+                self._gated(self._space_of(stage), replace(stage, operations=None), {})
+        supernet = self.supernet_of(0, {})
+        for label, choice in {c.label: c for m in supernet.modules() for c in choices_of(m) if c.rows}.items():
+            if self.stages[0].operations is not None and self.stages[0].operations < choice.alpha.shape[-1]:
+                raise InputError(
+                    f"the first stage has nothing to choose by: {label!r} has {choice.alpha.shape[-1]} operations on "
+                    f"each edge, but the stage {self.stages[0].operations}; leave its operations out"
+                )
+        return supernet
+
+    def _space_of(self, stage: Stage):
+        sizes = {name: size for name, size in (("num_cells", stage.cells), ("width", stage.width)) if size is not None}
+        return resized(self._original_space, **sizes) if sizes else copy.deepcopy(self._original_space)
+
+    def supernet_of(self, stage: int, left: Mapping[str, Tensor]):
+        """The supernet of a stage, by its number, whose edges have what is ``left``; with fresh weights and α."""
+        model = self._gated(self._space_of(self.stages[stage]), self.stages[stage], left)
+        if self._mutated_model_space is not None:  # what NNI knows as the supernet
+            self._mutated_model_space.model_space = model
+        return model
+
+    def _gated(self, model, stage: Stage, left: Mapping[str, Tensor]):
+        """``model`` with gates in place of its choices, in place."""
+        dropout = {} if stage.skip_dropout is None else {"skip_dropout": stage.skip_dropout}
+        self.moving.disturbance = replace(self.disturbance, **dropout)
         self._options = SupernetOptions(
             RELAXATIONS[self.relaxation],
             self.candidate_norm,
@@ -333,9 +387,10 @@ class GatedSearch(nni.nas.strategy.DARTS):
             self.export,
             self.recompute,
             self.alpha_spread,
-            self.partial_channels,
+            stage.partial_channels or self.partial_channels,
             self.edge_normalization,
             self.moving,
+            left,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -343,7 +398,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
             for label, mutable in model.simplify().items()
             if hasattr(mutable, "values")
         }
-        OneShotStrategy.mutate_model(self, model)
+        with without_warnings_about(settled := set()):
+            self._settled = settled
+            OneShotStrategy.mutate_model(self, model)
         read_whole_cells(model)
         if self.fused:
             fuse(model)
@@ -379,7 +436,10 @@ class GatedSearch(nni.nas.strategy.DARTS):
             "softmax": self.configure_softmax(),
             OPTIONS_KEY: self._options,
         }
-        return hook(module, name, memo, kwargs)
+        made = hook(module, name, memo, kwargs)
+        if hook is settle and made is not None:
+            self._settled.add(name)
+        return made
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -400,6 +460,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
             strength=self._strength,
             sharpness=self._sharpness,
             gradient_clip_val=self.gradient_clip_val,
+            arc_gradient_clip_val=self.arc_gradient_clip_val,
+            stages=self.stages,
+            build=self.supernet_of,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
             history=self.history,
@@ -415,7 +478,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
                 "partial_channels": self.partial_channels,
                 "edge_normalization": self.edge_normalization,
                 "temperature": self.moving.temperature,
-                "disturbance": asdict(self.moving.disturbance),
+                "disturbance": asdict(self.disturbance),
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )
@@ -424,6 +487,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
         if isinstance(evaluator, Lightning):
             check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
             check_module(evaluator.module)
+            if self.stages:
+                first_epochs(self.stages, evaluator.trainer.max_epochs)  # raises where one would have none
             theirs = checkpoints_of(evaluator.trainer)
             if theirs is None:
                 self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)

@@ -9,7 +9,9 @@ from nni_fairdarts.config.parts import PartsConfig
 OURS = (
     "fairdarts",
     "second_order_darts",
+    "p_darts",
     "pc_darts",
+    "dr_nas",
     "darts_plus",
     "robust_darts",
     "noisy_darts",
@@ -50,9 +52,9 @@ class SearchConfig:
     """The search. NNI's strategies have fewer settings than fairdarts; they pass over what they do not have.
 
     Args:
-        strategy: fairdarts; one of its kin: second_order_darts, pc_darts, darts_plus, robust_darts, noisy_darts,
-            operation_strength_darts, zero_order_darts; or one of NNI's own, for comparison: darts, gumbel_darts,
-            proxyless, enas or random.
+        strategy: fairdarts; one of its kin: second_order_darts, p_darts, pc_darts, dr_nas, darts_plus, robust_darts,
+            noisy_darts, operation_strength_darts, zero_order_darts; or one of NNI's own, for comparison: darts,
+            gumbel_darts, proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
         batch_size: images per step, for weights and α alike; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
@@ -73,7 +75,8 @@ class SearchConfig:
         alpha_init: where every α starts; 0 is a gate of one half.
         single_level: one batch updates weights and α.
         warmup_epochs: epochs at the start in which α rests; unset for the strategy's own, 0 but of pc_darts (15).
-        candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
+        candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling), unscaled (the first alone) or
+            space (as built); unset for the strategy's own, paper but of dr_nas (unscaled).
         recompute: of fairdarts: compute candidates again in the backward pass; less memory, more time, same numbers.
         fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
         compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
@@ -110,7 +113,7 @@ class SearchConfig:
     alpha_init: float = 0.0
     single_level: bool = False
     warmup_epochs: Optional[int] = None  # noqa: UP045
-    candidate_norm: Literal["paper", "space"] = "paper"
+    candidate_norm: Optional[Literal["paper", "unscaled", "space"]] = None  # noqa: UP045
     recompute: bool = False
     fused: bool = True
     compile: bool = False

@@ -109,7 +109,9 @@ def supernet_of(folder: Path) -> Searched:
     module = strategy.mutate_evaluator(evaluator).module
     module.set_model(model)
     try:
-        module.load_state_dict(read(checkpoint)["state_dict"])
+        content = read(checkpoint)
+        module.restore_supernet(content)
+        module.load_state_dict(content["state_dict"])
     except RuntimeError as error:  # torch lists every name
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint} is of another supernet than {folder / 'config.yaml'} says: {reason}") from error

@@ -1,6 +1,6 @@
 """FairDARTS, its kin, and NNI's own one-shot strategies: by name, validated, recorded and reported by the same code."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import nni.nas.strategy
 
@@ -9,6 +9,7 @@ from nni_fairdarts.config import SearchConfig
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.nni_strategies import repairs
 from nni_fairdarts.nni_strategies.recorded import Watched
+from nni_fairdarts.stages import Stage
 from nni_fairdarts.strategy import FairDARTS, GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
 
@@ -22,6 +23,8 @@ def _parts(settings: SearchConfig, own: type[GatedSearch]) -> dict:
     disturbance = {name: given.pop(name) for name in [f.name for f in fields(Disturbance)] if name in given}
     if disturbance:
         given["disturbance"] = replace(preset.get("disturbance", Disturbance()), **disturbance)
+    if "stages" in given:
+        given["stages"] = tuple(Stage(**asdict(stage)) for stage in given["stages"])
     rules = given.pop("early_stopping", None)
     early = {name: given.pop(key) for key, name in EARLY.items() if key in given}
     stopping = preset.get("early_stopping")
@@ -46,10 +49,10 @@ def _kin(own: type[GatedSearch]):
     """Arguments of one of FairDARTS' kin: its own settings, but for those that have no value of their own."""
 
     def arguments(settings: SearchConfig, metric: str, penalty) -> dict:
-        optional = {"arc_learning_rate": settings.arc_learning_rate, "warmup_epochs": settings.warmup_epochs}
-        shared = ("single_level", "candidate_norm", "recompute", "fused", "compile", "cuda_graphs")
+        optional = ("arc_learning_rate", "warmup_epochs", "candidate_norm")
+        shared = ("single_level", "recompute", "fused", "compile", "cuda_graphs")
         return {
-            **{name: value for name, value in optional.items() if value is not None},
+            **{name: getattr(settings, name) for name in optional if getattr(settings, name) is not None},
             **{name: getattr(settings, name) for name in shared},
             "gradient_clip_val": settings.gradient_clip_val or None,
             "penalty": penalty,
@@ -72,7 +75,7 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "single_level": settings.single_level,
         "warmup_epochs": settings.warmup_epochs or 0,
         "gradient_clip_val": settings.gradient_clip_val or None,
-        "candidate_norm": settings.candidate_norm,
+        "candidate_norm": settings.candidate_norm or "paper",
         "recompute": settings.recompute,
         "fused": settings.fused,
         "compile": settings.compile,
@@ -109,7 +112,9 @@ def _random(settings: SearchConfig, metric: str, penalty) -> dict:
 STRATEGIES = {
     "fairdarts": (FairDARTS, _fairdarts),
     "second_order_darts": _kin(family.SecondOrderDARTS),
+    "p_darts": _kin(family.PDARTS),
     "pc_darts": _kin(family.PCDARTS),
+    "dr_nas": _kin(family.DrNAS),
     "darts_plus": _kin(family.DARTSPlus),
     "robust_darts": _kin(family.RobustDARTS),
     "noisy_darts": _kin(family.NoisyDARTS),
