@@ -51,7 +51,7 @@ class InStages:
         stage, trainer = self.stages[self.stage], self.trainer
         for label, choice in self.choices().items():
             if stage.operations is not None and choice.rows and stage.operations < choice.competing().shape[-1]:
-                self._left[label] = choice.strongest(stage.operations).cpu()
+                self._left[str(label)] = choice.strongest(stage.operations).cpu()
         old, optimizers, schedules = self.training_module.model, trainer.optimizers, trainer.lr_scheduler_configs
         new = trainer.precision_plugin.convert_module(self.build(self.stage, self._left).to(self.device))
         if stage.keep:

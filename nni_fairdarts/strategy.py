@@ -292,7 +292,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.relaxation = relaxation
         self.alpha_gradient = alpha_gradient
         self.divergence_weight = divergence_weight
-        self.disturbance = disturbance or Disturbance()
+        self.disturbance = Disturbance() if disturbance is None else disturbance
         self.moving = Moving(self.disturbance, tuple(temperature))
         self.early_stopping = early_stopping
         self.selection = selection

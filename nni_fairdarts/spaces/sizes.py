@@ -36,6 +36,5 @@ def resized(space: NDS, **sizes: int) -> NDS:
 def _constructor_of(kind: type) -> inspect.Signature:
     """Of the constructor that was written; NNI wraps those of spaces, each subclass's anew, and keeps them inside."""
     written = (vars(one).get("_init_wrapped") for one in kind.__mro__)
-    return inspect.signature(
-        next((init for init in written if init and init.__name__ != "init_with_context"), kind.__init__)
-    )
+    wrapper = "model_space_init_wrapper"
+    return inspect.signature(next(init for init in written if init and not init.__qualname__.startswith(wrapper)))
