@@ -80,7 +80,8 @@ def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
     figure.set_layout_engine("constrained")
     upper, lower = figure.subplots(2, sharex=True)
     word = f"{gate_word(recorded)}s"
-    total = sum(recorded.gates(label)[-1].size for label in recorded.labels)
+    totals = dict.fromkeys(int(total) for total in recorded.series("gates_total") if not np.isnan(total))
+    total = " to ".join(str(number) for number in (*totals,)[:: max(1, len(totals) - 1)])  # of the first and last stage
     _line(upper, recorded, 100 * recorded.series("decided_gates"), 0)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("%")
