@@ -16,6 +16,7 @@ from nni_fairdarts.distributed import mean
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
 from nni_fairdarts.guests import loss_of, transferred, validation_batches
+from nni_fairdarts.mended.random_search import RandomSearch
 from nni_fairdarts.requirements import check_number
 from nni_fairdarts.strategy import GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
@@ -25,6 +26,7 @@ __all__ = [
     "NoisyDARTS",
     "OperationStrengthDARTS",
     "PCDARTS",
+    "RandomSearch",
     "RobustDARTS",
     "SecondOrderDARTS",
     "ZeroOrderDARTS",

@@ -22,7 +22,7 @@ from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.recorded import read_recorded
 from nni_fairdarts.recording import RecordsEpochs
 
-SAMPLING = ("proxyless", "enas", "random")
+SAMPLING = ("proxyless", "enas", "random", "random_search")
 """Strategies whose steps run one sampled network: no loss is a function of α alone."""
 
 
