@@ -4,6 +4,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from uuid import uuid4
 
+from nni.nas.evaluator.pytorch import Lightning
+
 from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
 from nni_fairdarts.history import beside_logs, forget_beginning
 from nni_fairdarts.randomness import Place
@@ -22,12 +24,14 @@ class GoesOn:
     checkpoint_steps: int = 0
     _own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
 
-    def _checkpoints_for(self, trainer) -> Checkpoints:
-        """Those that the trainer brings, else new ones, which the one-shot module is to give to the trainer."""
-        theirs = checkpoints_of(trainer)
-        if theirs is None:
-            self._own_checkpoints = Checkpoints(Place(), self._folder(trainer), self.checkpoint_steps)
-        return theirs or self._own_checkpoints
+    def mutate_evaluator(self, evaluator):
+        """NNI's, with the checkpoints that the trainer brings, else with new ones for the one-shot module to bring."""
+        if isinstance(evaluator, Lightning):
+            theirs = checkpoints_of(evaluator.trainer)
+            if theirs is None:
+                self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
+            self._checkpoints = theirs or self._own_checkpoints
+        return super().mutate_evaluator(evaluator)
 
     def _folder(self, trainer) -> Path | None:
         """Where checkpoints are kept; None where the trainer is to save none."""

@@ -420,7 +420,6 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
         if isinstance(evaluator, Lightning):
             check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
             check_module(evaluator.module)
-            self._checkpoints = self._checkpoints_for(evaluator.trainer)
             self._strength = (
                 OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
             )

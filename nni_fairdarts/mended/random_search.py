@@ -12,7 +12,7 @@ from nni_fairdarts.mended.repairs import SKIP, DrawnOnce, ExactSkips, SeededSamp
 from nni_fairdarts.requirements import check_number
 
 
-class RandomSearch(GoesOn, Watched, nni.nas.strategy.RandomOneShot):
+class RandomSearch(Watched, GoesOn, nni.nas.strategy.RandomOneShot):
     """Random search with exactly so many skip connections: Fair DARTS (arXiv 1911.12126) finds that M = 2 does well.
 
     The derived architecture is drawn with torch's generator, uniformly among those whose normal cell has as many skip

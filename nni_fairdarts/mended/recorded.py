@@ -10,7 +10,7 @@ from nni.nas.strategy import GumbelDARTS, RandomOneShot
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
-from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of
+from nni_fairdarts.checkpoints import checkpoints_of
 from nni_fairdarts.discretize import decided_share, open_gates
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import ForwardedHooks, search_data, wrap_transfers
@@ -177,13 +177,10 @@ class Watched:
                 "without such choices"
             ) from error
 
-    def _checkpoints_for(self, trainer) -> Checkpoints | None:
-        return checkpoints_of(trainer)
-
     def mutate_evaluator(self, evaluator):
         if not isinstance(evaluator, Lightning):  # NNI says what it takes
             return super().mutate_evaluator(evaluator)
-        self._checkpoints = self._checkpoints_for(evaluator.trainer)
+        self._checkpoints = checkpoints_of(evaluator.trainer)
         check_module(evaluator.module)
         if not isinstance(self, RandomOneShot):  # Lightning takes its steps
             check_trainer(evaluator.trainer, "search.gradient_clip_val={}", "search.gradient_clip_val=0")
