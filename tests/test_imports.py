@@ -14,6 +14,7 @@ LAYERS = {
     "files": 0,
     "variables": 0,
     "launched": 0,
+    "metrics": 0,
     "_nni": 0,
     "edges": 1,
     "randomness": 1,
