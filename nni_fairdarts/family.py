@@ -16,6 +16,7 @@ from nni_fairdarts.distributed import mean
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
 from nni_fairdarts.guests import loss_of, transferred, validation_batches
+from nni_fairdarts.mended.random_search import RandomSearch
 from nni_fairdarts.requirements import check_number
 from nni_fairdarts.stages import Stage
 from nni_fairdarts.strategy import GatedSearch
@@ -28,6 +29,7 @@ __all__ = [
     "OperationStrengthDARTS",
     "PDARTS",
     "PCDARTS",
+    "RandomSearch",
     "RobustDARTS",
     "SecondOrderDARTS",
     "ZeroOrderDARTS",

@@ -154,11 +154,6 @@ class FairDartsModule(InStages, RecordsEpochs, EvaluatorHooks):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def configure_callbacks(self):
-        callbacks = super().configure_callbacks() or []
-        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-        return [*callbacks, *([] if self.checkpoints is None else [self.checkpoints])]
-
     def settings(self) -> dict:
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")

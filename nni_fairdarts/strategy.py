@@ -2,10 +2,8 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from uuid import uuid4
 
 import nni.nas.strategy
 import torch
@@ -16,14 +14,14 @@ from torch import Tensor, nn
 
 from nni_fairdarts._nni import OneShotStrategy, without_warnings_about
 from nni_fairdarts.alpha_gradients import GRADIENTS
-from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
+from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
+from nni_fairdarts.going_on import GoesOn
 from nni_fairdarts.guests import search_data
-from nni_fairdarts.history import beside_logs, forget_beginning
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
@@ -41,7 +39,6 @@ from nni_fairdarts.requirements import (
 from nni_fairdarts.search import FairDartsModule
 from nni_fairdarts.spaces import resized
 from nni_fairdarts.stages import Stage, first_epochs
-from nni_fairdarts.stopping import stoppable
 from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import (
     EXPORTS,
@@ -65,7 +62,7 @@ SELECTIONS = ("gates", "strength")
 """By what operations are kept: their gates, or what the loss loses without them."""
 
 
-class GatedSearch(nni.nas.strategy.DARTS):
+class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
     """A one-shot search by gates: what ``FairDARTS`` and its kin in ``nni_fairdarts.family`` are settings of.
 
     The defaults are FairDARTS'. What does not go together is refused, with the reason.
@@ -314,10 +311,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.checkpoint_steps = checkpoint_steps
         self.penalty = None if penalty is None else ResourcePenalty.of(penalty)
         self._original_space = None
-        self._pristine = None  # the space as it came, where stages build it again
         self._sharpness: Callable | None = None
         self._strength: OperationStrength | None = None
-        self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
         self._checkpoints = Checkpoints(Place())
 
     def extra_repr(self) -> str:
@@ -489,10 +484,6 @@ class GatedSearch(nni.nas.strategy.DARTS):
             check_module(evaluator.module)
             if self.stages:
                 first_epochs(self.stages, evaluator.trainer.max_epochs)  # raises where one would have none
-            theirs = checkpoints_of(evaluator.trainer)
-            if theirs is None:
-                self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
-            self._checkpoints = theirs or self._own_checkpoints
             self._strength = (
                 OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
             )
@@ -514,43 +505,6 @@ class GatedSearch(nni.nas.strategy.DARTS):
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
-
-    # -- going on ---------------------------------------------------------------------------------------------------
-
-    def _folder(self, trainer) -> Path | None:
-        """Where checkpoints are kept; None where the trainer is to save none."""
-        if self.checkpoints is not None or not trainer.checkpoint_callbacks:
-            return self.checkpoints
-        if (logs := beside_logs(trainer)) is not None:
-            return logs.parent / "resume"
-        theirs = getattr(trainer.checkpoint_callback, "dirpath", None)
-        # A name of its own: other searches may save in the same place.
-        return Path(theirs or trainer.default_root_dir) / f"resume-{uuid4().hex[:8]}"
-
-    def _run(self) -> None:
-        with stoppable() if self._checkpoints.folder else nullcontext():
-            super()._run()
-
-    def state_dict(self) -> dict:
-        """What NNI keeps of the experiment, already when it starts: where checkpoints and history will be."""
-        state, trainer = super().state_dict(), self._mutated_model_space.evaluator.trainer
-        if self._checkpoints.folder is not None:
-            history = self.history or beside_logs(trainer)
-            state["checkpoints"] = str(self._checkpoints.folder.absolute())
-            state["history"] = None if history is None else str(history.absolute())
-        return state
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from the newest whole checkpoint, whether NNI has heard of it or not, in the same places."""
-        if "checkpoints" in state_dict:
-            folder = self._checkpoints.folder = Path(state_dict["checkpoints"])
-            if self.history is None and state_dict["history"] is not None:
-                self.oneshot_module.history = Path(state_dict["history"])
-            if (checkpoint := newest(folder)) is not None:
-                state_dict = {**state_dict, "ckpt_path": str(checkpoint)}
-            elif self.oneshot_module.history is not None:
-                forget_beginning(self.oneshot_module.history, folder)
-        super().load_state_dict(state_dict)
 
     # -- result -----------------------------------------------------------------------------------------------------
 

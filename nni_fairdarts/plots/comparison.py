@@ -29,6 +29,7 @@ STRATEGIES = {
     "noisy_darts": "#56B4E9",
     "operation_strength_darts": "#AA4499",
     "zero_order_darts": "#117733",
+    "random_search": "#BBBBBB",
 }
 """The color of every strategy; the last ones are Tol's."""
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.metrics import is_share
 from nni_fairdarts.plots.canvas import NARROW, blank, diagram, gate_word, over_epochs, styled
 from nni_fairdarts.plots.colors import DROPPED
 from nni_fairdarts.plots.derived import dominant_skips
@@ -103,7 +104,7 @@ def accuracy(recorded: Recorded, ax: Axes | None = None) -> Figure:
     if name is None:
         raise InputError(f"the search {recorded.name} was never validated, so there is no accuracy to show")
     ax = diagram(ax)
-    share = _is_share(name)
+    share = is_share(name)
     _line(ax, recorded, recorded.series(name) * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("%" if share else name)
@@ -168,14 +169,9 @@ def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
         raise InputError(f"no discretisation gap was measured in {recorded.name}; search with gap_batches above 0")
     ax = diagram(ax)
     ax.axhline(0, color=DROPPED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    share = _is_share(metric(recorded))
+    share = is_share(metric(recorded))
     _line(ax, recorded, values * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("percentage points" if share else metric(recorded))
     ax.set_title(f"Discretisation gap: {'accuracy' if share else 'what is'} lost when gates are rounded")
     return ax.figure
-
-
-def _is_share(name: str | None) -> bool:
-    """Whether a metric is a share of 1, to be shown in %: the gap's, where nothing else is known, is."""
-    return name is None or name.endswith(("acc", "accuracy"))

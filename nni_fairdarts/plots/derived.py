@@ -26,6 +26,15 @@ def kept(recorded: Recorded, label: str) -> tuple[Edge, ...]:
         return _rule(recorded).cell(recorded.gates(label)[-1], recorded.operations(label), label=label)
 
 
+def chosen(recorded: Recorded, label: str) -> set[str]:
+    """What the choice ``label`` was derived with: candidates, inputs or values by name; nothing before the end."""
+    sample = (recorded.result or {}).get("nni_sample", {})
+    if label not in sample:
+        return set()
+    several = isinstance(sample[label], list) and str(sample[label]) not in recorded.operations(label)
+    return {str(name) for name in (sample[label] if several else [sample[label]])}
+
+
 def _rule(recorded: Recorded) -> Discretization:
     if recorded.config is None:
         return Discretization("darts") if recorded.softmax else Discretization()

@@ -7,8 +7,8 @@ import nni.nas.strategy
 from nni_fairdarts import family
 from nni_fairdarts.config import SearchConfig
 from nni_fairdarts.early import EarlyStopping
-from nni_fairdarts.nni_strategies import repairs
-from nni_fairdarts.nni_strategies.recorded import Watched
+from nni_fairdarts.mended import repairs
+from nni_fairdarts.mended.recorded import Watched
 from nni_fairdarts.stages import Stage
 from nni_fairdarts.strategy import FairDARTS, GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
@@ -109,6 +109,10 @@ def _random(settings: SearchConfig, metric: str, penalty) -> dict:
     return {}
 
 
+def _random_search(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {} if settings.random_skips is None else {"skips": settings.random_skips}
+
+
 STRATEGIES = {
     "fairdarts": (FairDARTS, _fairdarts),
     "second_order_darts": _kin(family.SecondOrderDARTS),
@@ -120,6 +124,7 @@ STRATEGIES = {
     "noisy_darts": _kin(family.NoisyDARTS),
     "operation_strength_darts": _kin(family.OperationStrengthDARTS),
     "zero_order_darts": _kin(family.ZeroOrderDARTS),
+    "random_search": (family.RandomSearch, _random_search),
     "darts": (nni.nas.strategy.DARTS, _darts),
     "gumbel_darts": (nni.nas.strategy.GumbelDARTS, _gumbel_darts),
     "proxyless": (nni.nas.strategy.Proxyless, _darts),
@@ -138,9 +143,10 @@ REPAIRS = {
 def build(settings: SearchConfig, metric: str = "val_acc", penalty: dict | None = None):
     """The configured strategy, ``Watched``. ``metric``: what enas is rewarded with; ``penalty``: of fairdarts."""
     base, arguments = STRATEGIES[settings.strategy]
-    strategy = type(base.__name__, (Watched, base), {})(**arguments(settings, metric, penalty))
+    watched = base if issubclass(base, Watched) else type(base.__name__, (Watched, base), {})
+    strategy = watched(**arguments(settings, metric, penalty))
     strategy.threshold = settings.threshold
-    strategy.repairs = REPAIRS.get(settings.strategy, ())
-    if settings.random_skips is not None:
+    strategy.repairs = REPAIRS.get(settings.strategy, strategy.repairs)
+    if settings.strategy == "random" and settings.random_skips is not None:
         strategy.repairs = (type("ExactSkips", (repairs.ExactSkips,), {"skips": settings.random_skips}),)
     return strategy
