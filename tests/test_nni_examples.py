@@ -105,8 +105,9 @@ def test_the_family_is_compared_on_the_same_terms():
     """Every strategy with three seeds; nothing differs but what belongs to one of them."""
     configs = trials(FAMILY)
     runs = {(config.search.strategy, config.seed) for config in configs}
-    assert runs == {(strategy, seed) for strategy in (*OURS, "darts") for seed in range(3)}
-    own = ("seed", "search.strategy", "search.warmup_epochs", "search.parts.")
+    assert runs == {(strategy, seed) for strategy in (*OURS, "darts", "random_search") for seed in range(3)}
+    assert {c.search.epochs for c in configs if c.search.strategy != "random_search"} == {12}
+    own = ("seed", "search.strategy", "search.epochs", "search.warmup_epochs", "search.random_skips", "search.parts.")
     shared = [{key: value for key, value in as_fields(c).items() if not key.startswith(own)} for c in configs]
     assert all(settings == shared[0] for settings in shared)
 
@@ -124,7 +125,7 @@ def made_of(search) -> dict:
     """What a strategy has been given: its plain attributes, and what changes over the epochs."""
     strategy = build(search)
     plain = (int, float, str, tuple, Path, type(None), Discretization, EarlyStopping)
-    found = {name: value for name, value in vars(strategy).items() if isinstance(value, plain)}
+    found = {name: value for name, value in vars(strategy).items() if isinstance(value, plain) and name != "repairs"}
     moving = getattr(strategy, "moving", None)
     return found | ({} if moving is None else {"disturbance": moving.disturbance, "temperature": moving.temperature})
 
@@ -137,8 +138,10 @@ def test_the_recipes_are_the_published_ones():
         "pc_darts": (50, 256, 0.1, 0.0, 6e-4, 16, 8),
         "dr_nas": (50, 64, 0.1, 0.0, 6e-4, 36, 20),
         "noisy_darts": (50, 128, 0.05, 0.001, 3e-4, 16, 8),
+        "random_search": (1, 128, 0.005, 0.001, None, 16, 8),  # it searches nothing
     }
-    assert {path.stem for path in RECIPES} == {*OURS, "darts"} - {"fairdarts"}  # that one: examples/cifar10.yaml
+    strategies = {*OURS, "darts", "random_search"} - {"fairdarts"}  # that one: examples/cifar10.yaml
+    assert {path.stem for path in RECIPES} == strategies
     for path in RECIPES:
         config = read_config(path)
         s, space = config.search, config.space
