@@ -82,7 +82,9 @@ def through_lightning(variant: Variant, size: Size, device: str, repeats: int) -
     steps = WARM + repeats
     alternating = Alternating(BareLoop(variant, size, device), variant)
     profiler = WaitingProfiler()
-    weights, alphas, _ = search_loaders(_images(2 * size.batch * steps), size.batch, Augmentation(), device=device)
+    weights, alphas, _ = search_loaders(
+        random_images(2 * size.batch * steps), size.batch, Augmentation(), device=device
+    )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
@@ -118,7 +120,7 @@ def through_lightning(variant: Variant, size: Size, device: str, repeats: int) -
     }
 
 
-def _images(count: int) -> ImageData:
+def random_images(count: int) -> ImageData:
     """A data set of random images in memory."""
     images = torch.randint(0, 256, (count, *IMAGE), dtype=torch.uint8)
     data = Arrays(images, torch.randint(CLASSES, (count,)))

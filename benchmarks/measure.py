@@ -128,12 +128,24 @@ def problems_told(name: str | None, part: str | None = None) -> Iterator[None]:
     answer(name, **({part: problem} if part else problem))
 
 
-TASKS = {"solo": solo, "times": times, "lightning": lightning, "rates": rates}
+def family(job: dict) -> None:
+    """Time and memory of the steps of one search, by epoch, and of what it computes besides."""
+    import family_loop
+
+    (name,), device = job["variants"], job["device"]
+    before = memory.resting(device)
+    memory.bound(device, job["memory"])
+    size, whole = Size.parse(job["size"]), job["besides"]
+    watch = family_loop.searched(job["parameters"], size, device, job["steps"], before, whole)
+    answer(name, epochs=watch.epochs, besides=watch.besides, status="measured")
+
+
+TASKS = {"solo": solo, "times": times, "lightning": lightning, "rates": rates, "family": family}
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    if any(VARIANTS[name].deterministic for name in job["variants"]):
+    if any(VARIANTS[name].deterministic for name in job["variants"] if name in VARIANTS):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts
     for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

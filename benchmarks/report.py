@@ -23,7 +23,7 @@ def _number(*path: str, form: Callable[[float], str]) -> Callable[[dict], str]:
     return cell
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
@@ -53,7 +53,7 @@ LEFT = ("size", "variant", "time spent in")
 SIZE = (("size", lambda row: row["size"]), ("variant", lambda row: row["title"]))
 COLUMNS = (
     *SIZE,
-    ("step", _number("step", "seconds", form=_seconds)),
+    ("step", _number("step", "seconds", form=seconds)),
     ("× NNI", _number("step", "ratio", form=_ratio)),
     ("spread", _number("step", "spread", form=_percent)),
     ("peak MiB", _number("peak_bytes", form=lambda value: f"{value / MIB:,.0f}")),
@@ -61,7 +61,7 @@ COLUMNS = (
     ("operators", _number("counts", "operators", form=_count)),
     ("kernels", _number("counts", "kernels", form=_count)),
     ("launches", _number("counts", "launches", form=_count)),
-    ("Lightning", _number("lightning", "seconds", form=_seconds)),
+    ("Lightning", _number("lightning", "seconds", form=seconds)),
     ("over bare", _number("lightning", "overhead", form=_percent)),
     ("loading", _number("lightning", "loading_share", form=_percent)),
     (f"{PUBLISHED_STEPS:,} steps", _published),
@@ -83,7 +83,7 @@ WORK = (
     *SIZE,
     ("GB", _number("floor", "bytes", form=lambda value: f"{value / 1e9:.2f}")),
     ("GFLOP", _number("floor", "operations", form=lambda value: f"{value / 1e9:.1f}")),
-    ("floor", _number("floor", "seconds", form=_seconds)),
+    ("floor", _number("floor", "seconds", form=seconds)),
     ("step / floor", _over_floor),
     ("time spent in", _kinds),
 )
@@ -130,7 +130,7 @@ def _aligned(lines: list[list[str]]) -> str:
     )
 
 
-def _piped(lines: list[list[str]]) -> str:
+def piped(lines: list[list[str]]) -> str:
     """Rows of a table in Markdown."""
     rule = ["---" if head in LEFT else "---:" for head in lines[0]]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
@@ -167,9 +167,9 @@ def text(result: dict) -> str:
 def markdown(result: dict) -> str:
     """Both tables as a page. The columns are explained in benchmarks/README.md."""
     parts = ["# Time and memory of a search step", "\n".join(f"- {line}" for line in about(result))]
-    parts.append(_piped(_table(result["rows"], COLUMNS)))
+    parts.append(piped(_table(result["rows"], COLUMNS)))
     work = _table(result["rows"], WORK)
     if len(work) > 1:
-        parts += ["## Work", _piped(work)]
+        parts += ["## Work", piped(work)]
     parts.append("The columns are explained in [benchmarks/README.md](../README.md).")
     return "\n\n".join(parts) + "\n"

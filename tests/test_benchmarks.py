@@ -15,10 +15,14 @@ from nni.nas.space import RawFormatModelSpace
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_fairdarts.config import OURS
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # its files import each other as a script's do
 
 import counting  # noqa: E402
+import family  # noqa: E402
+import family_loop  # noqa: E402
 import loops  # noqa: E402
 import report  # noqa: E402
 from lightning_loop import Training  # noqa: E402
@@ -225,6 +229,50 @@ def test_operators_that_do_work_are_counted_once():
     found = counting.profiled(step, "cpu")
     assert found["operators"] == 4
     assert set(found["kinds"]) == {"convolution forward", "ReLU", "copies and sums", "everything else"}  # the views
+
+
+# -- the family ----------------------------------------------------------------------------------------------------
+
+
+def test_the_family_is_that_of_the_experiment():
+    known = family.strategies()
+    assert next(iter(known)) == "fairdarts"
+    assert {*OURS, "darts"} <= set(known)
+    assert known["pc_darts"] == {"strategy": "pc_darts", "warmup_epochs": 4}
+
+
+def test_a_search_is_timed_step_by_step_and_what_it_computes_besides_by_itself():
+    size, steps = Size.parse(TINY), 2
+    parameters = {"strategy": "operation_strength_darts", "parts.strength_batches": 1}
+    watch = family_loop.searched(parameters, size, "cpu", steps, before=0, whole=True)
+    assert [len(epoch["times"]) for epoch in watch.epochs] == [steps]
+    assert min(watch.epochs[0]["times"]) > 0
+    assert watch.epochs[0]["peak_bytes"] > 2**20
+    assert list(watch.besides) == ["strength"]
+    assert watch.besides["strength"]["seconds"] > sum(watch.epochs[0]["times"])  # 57 passes against some 10
+    bare = family_loop.searched({"strategy": "robust_darts"}, size, "cpu", steps, before=0, whole=False)
+    assert ([len(epoch["times"]) for epoch in bare.epochs], bare.besides) == ([steps], {})
+
+
+def test_the_familys_table_is_against_fairdarts():
+    def turn(*epochs, **besides):
+        stages = [{"times": times, "peak_bytes": mib * 2**20} for times, mib in epochs]
+        return {"status": "measured", "epochs": stages, "besides": besides}
+
+    turns = {
+        "fairdarts": [turn(([1.0, 3.0], 100)), turn(([2.0, 2.0], 300)), turn(([2.0, 9.0], 200))],
+        "p_darts": [turn(([1.0], 50), ([8.0], 400))],
+        "robust_darts": [turn(([2.0], 200), sharpness={"seconds": 7.0, "peak_bytes": 2**30})],
+        "darts": [{"status": "does not fit", "why": "MemoryError"}],
+    }
+    rows = [row for name, found in turns.items() for row in family.rows_of(name, found, 0.5)]
+    assert family.table(rows)[1:] == [
+        ["fairdarts", "2.00 s", "1.00", "38%", "200", "1.00", ""],
+        ["p_darts, stage 1 of 2", "1.00 s", "0.50", "0%", "50", "0.25", ""],
+        ["p_darts, stage 2 of 2", "8.00 s", "4.00", "0%", "400", "2.00", ""],
+        ["robust_darts", "2.00 s", "1.00", "0%", "200", "1.00", "eigenvalue, each epoch: 7.00 s, 1,024 MiB"],
+        ["darts", "does not fit", "", "", "", "", "MemoryError"],
+    ]
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""The experiments under examples/nni and paper: valid for NNI, for its tuner, and for the trials they start."""
+"""The experiments under examples/nni, paper and family: valid for NNI, for its tuner, and for the trials they start."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,19 @@ import yaml
 from nni.experiment import ExperimentConfig
 
 from nni_fairdarts import InputError
+from nni_fairdarts.arguments import as_fields, read_config
+from nni_fairdarts.config import OURS, RunConfig
+from nni_fairdarts.discretize import Discretization
+from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.manager.commands import check_command, trial_config
+from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.parameters import applied
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FILES = sorted((EXAMPLES / "nni").glob("*.yaml"))
 PAPER = sorted((EXAMPLES / "paper").glob("*.yaml"))
+FAMILY = EXAMPLES / "family/digits.yaml"
+RECIPES = sorted(path for path in FAMILY.parent.glob("*.yaml") if path != FAMILY)
 CUDA = {"platform", "trialGpuNumber", "useActiveGpu", "maxTrialNumberPerGpu"}
 
 
@@ -29,7 +37,14 @@ def drawn(path: Path) -> list[dict]:
     return [tuner.generate_parameters(i) for i in range(content(path)["maxTrialNumber"])]
 
 
-@pytest.mark.parametrize("path", FILES + PAPER, ids=lambda path: path.stem)
+@cache
+def trials(path: Path) -> list[RunConfig]:
+    """What each trial of an experiment runs."""
+    base = trial_config(content(path)["trialCommand"], EXAMPLES)
+    return [applied(base, parameters) for parameters in drawn(path)]
+
+
+@pytest.mark.parametrize("path", [*FILES, *PAPER, FAMILY], ids=lambda path: path.stem)
 def test_nni_reads_it_and_every_trial_can_run(path):
     config = ExperimentConfig.load(path)
     if path.stem == "remote":  # the key files are placeholders
@@ -38,10 +53,8 @@ def test_nni_reads_it_and_every_trial_can_run(path):
     folder = Path(canonical.trial_code_directory)
     assert folder == EXAMPLES
     check_command(canonical.trial_command, folder, canonical.search_space)
-    base = trial_config(canonical.trial_command, folder)
-    sets = drawn(path)
-    configs = [applied(base, parameters) for parameters in sets]
-    assert len({str(config) for config in configs}) == len(sets)  # the grid is exhausted, and none is run twice
+    configs = trials(path)
+    assert len({str(config) for config in configs}) == len(configs)  # the grid is exhausted, and none is run twice
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem.endswith("_cpu")], ids=lambda path: path.stem)
@@ -77,13 +90,64 @@ def test_digits_has_a_variant_for_cuda():
 
 
 def test_darts_has_its_own_settings_where_both_are_compared():
-    base = trial_config("nni-fairdarts trial --config cifar10.yaml", EXAMPLES)
-    made = [applied(base, parameters).search for parameters in drawn(EXAMPLES / "nni/compare.yaml")]
+    made = [config.search for config in trials(EXAMPLES / "nni/compare.yaml")]
     darts = [search for search in made if search.strategy == "darts"]
     fair = [search for search in made if search.strategy == "fairdarts"]
     assert len(darts) == len(fair) == 7
     assert {(s.batch_size, s.learning_rate, s.arc_learning_rate) for s in darts} == {(64, 0.025, 3e-4)}
     assert {(s.batch_size, s.learning_rate, s.arc_learning_rate) for s in fair} == {(128, 0.005, 3e-3)}
+
+
+# -- the family ----------------------------------------------------------------------------------------------------
+
+
+def test_the_family_is_compared_on_the_same_terms():
+    """Every strategy with three seeds; nothing differs but what belongs to one of them."""
+    configs = trials(FAMILY)
+    runs = {(config.search.strategy, config.seed) for config in configs}
+    assert runs == {(strategy, seed) for strategy in (*OURS, "darts", "random_search") for seed in range(3)}
+    assert {c.search.epochs for c in configs if c.search.strategy != "random_search"} == {12}
+    own = ("seed", "search.strategy", "search.epochs", "search.warmup_epochs", "search.random_skips", "search.parts.")
+    shared = [{key: value for key, value in as_fields(c).items() if not key.startswith(own)} for c in configs]
+    assert all(settings == shared[0] for settings in shared)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_its_strategy_does_anyway(path):
+    """Each setting of α stands there to be read: without it the strategy comes out the same."""
+    config = read_config(path)
+    assert config.name == config.search.strategy == path.stem
+    assert (config.data.name, config.retrain) == ("cifar10", read_config(EXAMPLES / "cifar10.yaml").retrain)
+    assert made_of(config.search) == made_of(type(config.search)(strategy=path.stem))
+
+
+def made_of(search) -> dict:
+    """What a strategy has been given: its plain attributes, and what changes over the epochs."""
+    strategy = build(search)
+    plain = (int, float, str, tuple, Path, type(None), Discretization, EarlyStopping)
+    found = {name: value for name, value in vars(strategy).items() if isinstance(value, plain) and name != "repairs"}
+    moving = getattr(strategy, "moving", None)
+    return found | ({} if moving is None else {"disturbance": moving.disturbance, "temperature": moving.temperature})
+
+
+def test_the_recipes_are_the_published_ones():
+    """../shared/variants.md: epochs, batch, learning rate and its end, α's learning rate, channels, cells."""
+    darts = (50, 64, 0.025, 0.001, 3e-4, 16, 8)
+    others = {
+        "p_darts": (75, 96, 0.025, 0.0, 6e-4, 16, 8),  # the cells are its stages'
+        "pc_darts": (50, 256, 0.1, 0.0, 6e-4, 16, 8),
+        "dr_nas": (50, 64, 0.1, 0.0, 6e-4, 36, 20),
+        "noisy_darts": (50, 128, 0.05, 0.001, 3e-4, 16, 8),
+        "random_search": (1, 128, 0.005, 0.001, None, 16, 8),  # it searches nothing
+    }
+    strategies = {*OURS, "darts", "random_search"} - {"fairdarts"}  # that one: examples/cifar10.yaml
+    assert {path.stem for path in RECIPES} == strategies
+    for path in RECIPES:
+        config = read_config(path)
+        s, space = config.search, config.space
+        found = (s.epochs, s.batch_size, s.learning_rate, s.learning_rate_min, s.arc_learning_rate)
+        assert (*found, space.width, space.num_cells) == others.get(path.stem, darts)
+        assert (s.momentum, s.weight_decay, s.gradient_clip_val, s.train_portion) == (0.9, 3e-4, 5, 0.5)
 
 
 SPACE = {"seed": {"_type": "choice", "_value": [0]}}
