@@ -22,7 +22,7 @@ from nni_fairdarts.plots.canvas import (
     styled,
     write,
 )
-from nni_fairdarts.plots.derived import chosen, kept
+from nni_fairdarts.plots.derived import kept, kept_in_choice
 from nni_fairdarts.plots.groups import Group, looks_of, sheets, title_of
 from nni_fairdarts.recorded import Recorded
 
@@ -75,7 +75,7 @@ def _kept(recorded: Recorded, label: str, group: Group) -> list[tuple[int, int]]
     if group.edges:
         edges = kept(recorded, label)
         return [(group.edges.index((e.node, e.source)), group.operations.index(e.operation)) for e in edges]
-    names = enumerate(chosen(recorded, choice) for choice in group.rows)
+    names = enumerate(kept_in_choice(recorded, choice) for choice in group.rows)
     return [(row, column) for row, found in names for column, name in enumerate(group.operations) if name in found]
 
 
