@@ -133,10 +133,13 @@ def test_a_start_that_is_nearly_another_eigenvalues_vector_does_not_stay_there(v
 
 
 def test_what_has_not_converged_says_so():
-    matrix = torch.diag(torch.tensor([1.0, 0.999, -0.5]))
-    found = analysis.largest_eigenvalue(lambda v: matrix @ v, torch.ones(3), tolerance=1e-6, most=20)
-    assert not found.converged
+    values = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    found = analysis.largest_eigenvalue(lambda v: values * v, torch.ones(100), tolerance=1e-6, most=20)
     assert (found.products, found.to_json()["converged"]) == (20, False)
+    assert 1e-6 < 1 - found.largest <= found.residual
+    enough = analysis.largest_eigenvalue(lambda v: values * v, torch.ones(100), tolerance=1e-6)
+    assert enough.converged
+    assert 1 - 1e-6 <= enough.largest < 1 + 1e-10
     with pytest.raises(InputError, match="no finite second derivatives"):
         analysis.largest_eigenvalue(lambda v: v / 0, torch.ones(3))
 

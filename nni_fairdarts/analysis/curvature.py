@@ -24,7 +24,7 @@ class Curvature:
     """The largest eigenvalue λ of a symmetric matrix H, and how it was found.
 
     ``residual``: ‖H v - λ v‖ for the vector v of length 1 that it belongs to; H has an eigenvalue that near. ``scale``:
-    the largest ‖H v‖ seen, near the largest eigenvalue in absolute value. ``products``: how many H v were computed.
+    the largest absolute value of an eigenvalue, as far as it was found. ``products``: how many H v were computed.
     ``converged``: whether the residual is within the tolerance's part of ``scale``.
     """
 
@@ -42,35 +42,44 @@ class Curvature:
 def largest_eigenvalue(
     product: Callable[[Tensor], Tensor], start: Tensor, tolerance: float = 1e-3, most: int = 300
 ) -> Curvature:
-    """The largest eigenvalue of the symmetric H of which ``product(v)`` is H v, by power iteration.
+    """The largest eigenvalue of the symmetric H of which ``product(v)`` is H v, by Lanczos' iteration.
 
-    The largest, not the one of the largest absolute value: where power iteration meets a negative one -ρ, or has not
-    settled within half of the ``most`` products, as with ρ and -ρ, it begins again with H + ρ, which has the same
-    vectors and eigenvalues from about 0 on. ``start``: a vector (n,), a random one: what it has nothing of is not
-    found. It ends where ‖H v - λ v‖ is at most ``tolerance`` times the largest ‖H v‖ seen, after ``LEAST`` products.
+    The largest, not the one of the largest absolute value. H, seen from the space that start, H start, H² start, …
+    span, is a tridiagonal matrix T, whose eigenvalues at both ends soon are H's; its basis is made orthogonal anew with
+    every vector. ``start``: a vector (n,), a random one: what it has nothing of is not found. It ends where
+    ‖H v - λ v‖ is at most ``tolerance`` times the largest absolute eigenvalue of T, after ``LEAST`` products, or where
+    the space holds all that H makes of start.
     """
-    start = start / start.norm()
-    v, shift, scale, value, residual, steps = start, 0.0, 0.0, 0.0, 0.0, 0
+    basis = [start.double() / start.double().norm()]
+    diagonal, beside = [], []
     for count in range(1, most + 1):
-        w, steps = product(v), steps + 1
-        value, scale = float(v @ w), max(scale, float(w.norm()))
-        if not math.isfinite(scale):
+        w = product(basis[-1].to(start.dtype)).double()
+        if not math.isfinite(float(w.norm())):
             raise InputError("the loss has no finite second derivatives in α: look for NaN in weights and images")
-        residual = float((w - value * v).norm())
-        settled = residual <= tolerance * scale and (steps >= LEAST or not scale)
-        others = start - (v @ start) * v  # where the largest is, if it is not that of v
-        if settled and (shift or value >= 0 or not others.norm() > 0):
-            return Curvature(value, residual, scale, count, True)
-        if not shift and (settled or count == most // 2):
-            v, shift, steps = (others / others.norm() if settled else start), scale, 0
-        else:
-            w = w + shift * v
-            v = w / w.norm()
-    return Curvature(value, residual, scale, most, False)
+        diagonal.append(float(w @ basis[-1]))
+        known = torch.stack(basis)
+        for _ in range(2):  # once leaves what rounding has
+            w = w - known.T @ (known @ w)
+        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, beside))
+        length, scale = float(w.norm()), float(values.abs().max())
+        whole = count == len(start) or length <= torch.finfo(start.dtype).eps * scale
+        residual = 0.0 if whole else length * abs(float(vectors[-1, -1]))
+        settled = whole or (residual <= tolerance * scale and count >= LEAST)
+        if settled:
+            break
+        beside.append(length)
+        basis.append(w / length)
+    return Curvature(float(values[-1]), residual, scale, count, settled)
+
+
+def _tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:
+    """The symmetric matrix of these, on the CPU."""
+    both = torch.tensor(beside, dtype=torch.float64)
+    return torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(both, 1) + torch.diag(both, -1)
 
 
 LEAST = 10
-"""Products before a vector counts as settled: one that happens to be near another eigenvalue's has left it by then."""
+"""Products before a value counts as settled: where start has next to nothing of it, another one seems the largest."""
 
 
 def cross_entropy(network: nn.Module, batch: Sequence[Tensor]) -> Tensor:
