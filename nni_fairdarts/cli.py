@@ -15,6 +15,7 @@ from nni_fairdarts.errors import ExportError, InputError, LostProcess, ManagerEr
 from nni_fairdarts.failures import complain, unexpected
 from nni_fairdarts.folder import going_on, run_of, trained_config, write_json
 from nni_fairdarts.launched import end_with_parent, launched_rank
+from nni_fairdarts.metrics import word, written
 from nni_fairdarts.plots import command as plot
 from nni_fairdarts.report import command as report
 from nni_fairdarts.stopping import Stopped
@@ -84,7 +85,9 @@ def _trial(parsed: Namespace, config: RunConfig) -> None:
     from nni_fairdarts.experiment.trial import trial
 
     result = trial(config)
-    print(f"accuracy {result['default']:.2%} of {result['strategy']}, seed {result['seed']}; {result['genotype']}")
+    metric = result.get("metric")
+    score = f"{word(metric)} {written(result['default'], metric)}"
+    print(f"{score} of {result['strategy']}, seed {result['seed']}; {result['genotype']}")
 
 
 def _launch(parsed: Namespace, config: None) -> None:

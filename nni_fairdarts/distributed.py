@@ -49,6 +49,14 @@ def wait_for_all() -> None:
             dist.barrier()
 
 
+def same_in_all(module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers of ``module``. Raises LostProcess as ``total`` does."""
+    if processes() > 1:
+        with naming_the_lost():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+
+
 def total(value: Tensor) -> Tensor:
     """The sum over the processes, the same in all of them. Raises LostProcess where one has ended."""
     return value if processes() == 1 else _added_up(value.clone())

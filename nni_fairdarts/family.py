@@ -16,15 +16,20 @@ from nni_fairdarts.distributed import mean
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.gap import as_before, logged_by, same_random_numbers
 from nni_fairdarts.guests import loss_of, transferred, validation_batches
+from nni_fairdarts.mended.random_search import RandomSearch
 from nni_fairdarts.requirements import check_number
+from nni_fairdarts.stages import Stage
 from nni_fairdarts.strategy import GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
 
 __all__ = [
     "DARTSPlus",
+    "DrNAS",
     "NoisyDARTS",
     "OperationStrengthDARTS",
+    "PDARTS",
     "PCDARTS",
+    "RandomSearch",
     "RobustDARTS",
     "SecondOrderDARTS",
     "ZeroOrderDARTS",
@@ -54,6 +59,46 @@ class SecondOrderDARTS(Published):
     """DARTS of second order, arXiv 1806.09055: α descends the loss behind the weights' next step."""
 
     published: ClassVar[dict] = {**DARTS, "alpha_gradient": "second"}
+
+
+class PDARTS(Published):
+    """P-DARTS, arXiv 1904.12760: three stages of growing depth, with fewer operations and dropout on skip connections.
+
+    5, 11 and 17 cells; 8, 5 and 3 operations on every edge, "none" among them; each stage begins afresh. At most two
+    skip connections in the normal cell.
+    """
+
+    published: ClassVar[dict] = {
+        **DARTS,
+        "stages": (
+            Stage(cells=5, operations=8, skip_dropout=0.0),
+            Stage(cells=11, operations=5, skip_dropout=0.4),
+            Stage(cells=17, operations=3, skip_dropout=0.7),
+        ),
+        "disturbance": Disturbance(decay="p_darts"),
+        "max_skips": 2,
+        "warmup_epochs": 10,
+        "arc_learning_rate": 6e-4,
+        "arc_gradient_clip_val": 5.0,
+    }
+
+
+class DrNAS(Published):
+    """DrNAS, arXiv 2006.10355: gates drawn from Dirichlet distributions; two stages, the second one wider.
+
+    Operations see a sixth of the channels, then a quarter with the four strongest left on every edge; the second stage
+    goes on with the weights of the first. α is kept small by Adam's weight decay; ``divergence_weight=1e-3`` for the
+    paper's other way.
+    """
+
+    published: ClassVar[dict] = {
+        **DARTS,
+        "relaxation": "dirichlet",
+        "candidate_norm": "unscaled",
+        "stages": (Stage(partial_channels=6), Stage(partial_channels=4, operations=4, keep=True)),
+        "warmup_epochs": 10,
+        "arc_learning_rate": 6e-4,
+    }
 
 
 class PCDARTS(Published):

@@ -70,6 +70,16 @@ RELAXATIONS = {
 """Relaxation by name."""
 
 
+def of_some(gates: Callable[[Tensor], Tensor], alpha: Tensor, left: Tensor | None) -> Tensor:
+    """Gates (edges, candidates) of those α alone whose columns are ``left`` (edges, n); the others are 0.
+
+    ``left`` None: of all.
+    """
+    if left is None:
+        return gates(alpha)
+    return torch.zeros_like(alpha).scatter(-1, left, gates(alpha.gather(-1, left)))
+
+
 def edge_shares(beta: Tensor, sizes: Iterable[int]) -> Tensor:
     """Weights (edges,) of a cell's edges: softmax(β) over the edges into each node. PC-DARTS, arXiv 1907.05737, eq. 4.
 

@@ -56,6 +56,12 @@ class Recorded:
         return np.array([record["epoch"] + 1 for record in self.history])
 
     @property
+    def stage_begins(self) -> tuple[int, ...]:
+        """The first epoch, from 1, of each stage of a search but the first; nothing of a search without stages."""
+        stages = [record.get("stage", 1) for record in self.history]
+        return tuple(int(self.epochs[k]) for k in range(1, len(stages)) if stages[k] != stages[k - 1])
+
+    @property
     def derived_epoch(self) -> int:
         """The epoch, from 1, whose architecture is derived: the last one, or what early stopping has chosen."""
         return (self.result or {}).get("derived_epoch", int(self.epochs[-1]))

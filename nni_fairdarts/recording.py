@@ -2,14 +2,14 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nni_fairdarts.checkpoints import KEY
+from nni_fairdarts.checkpoints import KEY, Checkpoints
 from nni_fairdarts.distributed import AmongProcesses, mean, processes
 from nni_fairdarts.errors import SaveError
 from nni_fairdarts.history import append_epoch, beside_logs, check_new, epoch_line
@@ -36,18 +36,23 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
     """Mixed into a one-shot module of NNI's: writes each epoch's record once the epoch is validated.
 
     ``history``: the file, one JSON line per epoch; None for one beside Lightning's logs. ``measure``: what else is to
-    be known of the module at an epoch's end, {name: number}. ``listener`` gets each record.
+    be known of the module at an epoch's end, {name: number}. ``listener`` gets each record. ``checkpoints``: given to
+    the trainer; None where it has its own.
     """
 
     history: Path | None = None
     measure: Callable[["RecordsEpochs"], dict[str, float]] | None = None
     listener: Callable[[dict], None] | None = None
+    checkpoints: Checkpoints | None = None
     _begun: dict | None = None  # of the epoch that a checkpoint was saved in: what had been noted by then
 
     # -- what the strategies say of themselves -----------------------------------------------------------------------
 
     def record_made(self, record: dict) -> None:
         """What is to be done with an epoch's record, in every process, before it is told."""
+
+    def restore_supernet(self, checkpoint: Mapping) -> None:
+        """Build the supernet that a checkpoint is of, where it is not the one that stands."""
 
     def loss_record(self) -> dict:
         """The entries about losses: means over the epoch's batches."""
@@ -66,6 +71,11 @@ class RecordsEpochs(AmongProcesses, ScaledSteps):
         return LossWatch()
 
     # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self):
+        callbacks = super().configure_callbacks() or []
+        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+        return [*callbacks, *([] if self.checkpoints is None else [self.checkpoints])]
 
     def on_fit_start(self):
         # Of this run: what an earlier one has found is its own.

@@ -1,6 +1,7 @@
 """What a search asks of its settings, its evaluator and its images; raised before anything is trained."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS
@@ -11,6 +12,7 @@ from nni_fairdarts.distributed import check_strategy
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import RELAXATIONS
 from nni_fairdarts.network import check_image_size, stem_channels
+from nni_fairdarts.stages import Stage
 
 
 def check_images(space: NDS, inputs: tuple) -> None:
@@ -48,8 +50,30 @@ def check_together(settings: dict) -> None:
             raise InputError(f"{named} do not go together: {why}")
 
 
+def _dropping(stages: Sequence[Stage]) -> bool:
+    return any(stage.operations is not None for stage in stages)
+
+
 def _shared(relaxation: str) -> bool:
     return RELAXATIONS[relaxation].shared
+
+
+def check_stages(stages: Sequence[Stage], none: bool, skips_limited: bool) -> None:
+    """Raise InputError for what are no stages, and where one leaves the edges too little to derive from.
+
+    ``none``: "none" is one of an edge's operations; ``skips_limited``: skip connections may have to give way.
+    """
+    if odd := [stage for stage in stages if not isinstance(stage, Stage)]:
+        raise InputError(f"stages must be a list of nni_fairdarts.stages.Stage, got {type(odd[0]).__name__}")
+    needed = 1 + none + skips_limited
+    for stage in stages:
+        if stage.operations is not None and stage.operations < needed:
+            beside = [*(["'none'"] if none else []), *(["a skip connection, where max_skips bars it"] * skips_limited)]
+            raise InputError(
+                f"a stage's operations must be at least {needed} here, one to derive"
+                + "".join(f" and {what}" for what in beside)
+                + f", got {stage.operations}"
+            )
 
 
 CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
@@ -91,6 +115,18 @@ CONTRADICTIONS: tuple[tuple[dict, str], ...] = (
     (
         {"selection": lambda selection: selection == "strength", "discretization": lambda rule: rule != "darts"},
         "a threshold is one of gates; use the rule 'darts', which takes the strongest",
+    ),
+    (
+        {"stages": bool, "early_stopping": bool},
+        "the epoch that early stopping returns to may be of a stage with other operations",
+    ),
+    (
+        {"stages": bool, "inherit_weights": bool},
+        "the last stage's supernet has other sizes than the network; give it fresh weights",
+    ),
+    (
+        {"relaxation": lambda relaxation: relaxation == "sparsemax", "stages": _dropping},
+        "sparsemax makes gates exactly 0, as those of dropped operations are; use 'softmax'",
     ),
     (
         {"alpha_gradient": lambda gradient: gradient != "first", "single_level": bool},

@@ -42,15 +42,23 @@ class ScaledSteps(pl.LightningModule):
 
     def on_fit_start(self):
         self._scaler = scaler_of(self.trainer)
+        self.count_steps()
+        return super().on_fit_start()
+
+    def count_steps(self) -> None:
+        """Watch the trainer's optimizers: once for each of them."""
         if self._scaler is not None:
             for optimizer in self.trainer.optimizers:
                 optimizer.register_step_post_hook(self._stepped)
-        return super().on_fit_start()
+
+    def scaled(self, bound: float) -> float:
+        """A bound for gradients that are still multiplied by the scale."""
+        return bound if self._scaler is None else bound * self._scaler.get_scale()
 
     def advance_optimization(self, loss, batch_idx, gradient_clip_val=None, gradient_clip_algorithm=None):
         """NNI's, which clips gradients while they are still multiplied by the scale: so is the bound."""
-        if self._scaler is not None and gradient_clip_val is not None:
-            gradient_clip_val *= self._scaler.get_scale()
+        if gradient_clip_val is not None:
+            gradient_clip_val = self.scaled(gradient_clip_val)
         return super().advance_optimization(loss, batch_idx, gradient_clip_val, gradient_clip_algorithm)
 
     @contextmanager

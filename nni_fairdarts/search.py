@@ -21,6 +21,9 @@ from nni_fairdarts.graphs import GraphedNetwork, check_graphable
 from nni_fairdarts.guests import EvaluatorHooks, loss_of
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.recording import RecordsEpochs
+from nni_fairdarts.scaling import scaler_of
+from nni_fairdarts.staged import InStages
+from nni_fairdarts.stages import Stage, first_epochs
 from nni_fairdarts.supernet import Choice, alphas_of, choices_of
 from nni_fairdarts.supernet.fused import check_norms, is_fused, twice_differentiable
 from nni_fairdarts.supernet.moving import Disturbance, Moving
@@ -41,19 +44,20 @@ EARLIER = {
     "partial_channels": 1,
     "edge_normalization": False,
     "divergence_weight": 0.0,
+    "arc_gradient_clip_val": None,
     "temperature": (1.0, 1.0),
     "disturbance": asdict(Disturbance()),
 }
 """Settings that older checkpoints lack, and what they were then."""
 
 
-class FairDartsModule(RecordsEpochs, EvaluatorHooks):
+class FairDartsModule(InStages, RecordsEpochs, EvaluatorHooks):
     """NNI's one-shot module with FairDARTS' losses, half of the gradients, a validation loop and a history.
 
     One step (Fair DARTS, arXiv 1911.12126): (1) α by Adam on a batch of ``val``: loss of the evaluator + w01 · zero-one
     loss; (2) the weights by the evaluator's optimizer on a batch of ``train``, their gradient norm clipped.
     ``alpha_gradient``: of which order α's is, see ``nni_fairdarts.alpha_gradients``. ``single_level``: one batch of
-    ``train`` and one backward pass update both.
+    ``train`` and one backward pass update both. ``stages`` and ``build``: see ``InStages``.
     """
 
     def __init__(
@@ -74,12 +78,15 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         strength: Callable[["FairDartsModule"], dict] | None = None,
         sharpness: Callable[["FairDartsModule"], dict] | None = None,
         gradient_clip_val: float | None,
+        arc_gradient_clip_val: float | None = None,
         log_prob_every_n_step: int,
         warmup_epochs: int,
         history: Path | None,
         penalty: ResourcePenalty | None = None,
         cuda_graphs: bool = False,
         checkpoints: Checkpoints | None = None,
+        stages: tuple[Stage, ...] = (),
+        build: Callable[[int, dict], nn.Module] | None = None,
         more_settings: Mapping = MappingProxyType({}),
     ):
         super().__init__(
@@ -89,6 +96,9 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             log_prob_every_n_step=log_prob_every_n_step,
             warmup_epochs=warmup_epochs,
         )
+        self.stages = stages
+        self.build = build
+        self.arc_gradient_clip_val = arc_gradient_clip_val
         self.arc_betas = arc_betas
         self.arc_weight_decay = arc_weight_decay
         self.zero_one_weight = zero_one_weight
@@ -144,16 +154,14 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def configure_callbacks(self):
-        callbacks = super().configure_callbacks() or []
-        callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-        return [*callbacks, *([] if self.checkpoints is None else [self.checkpoints])]
-
     def settings(self) -> dict:
         """What a search may not go on with other values of."""
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
-        more = ("gradient_clip_val", "warmup_epochs", "alpha_gradient", "divergence_weight")
+        more = ("gradient_clip_val", "arc_gradient_clip_val", "warmup_epochs", "alpha_gradient", "divergence_weight")
         own = {name: getattr(self, name) for name in names + more}
+        if self.stages:
+            own["stages"] = [asdict(stage) for stage in self.stages]
+            own["first_epochs"] = first_epochs(self.stages, self.trainer.max_epochs)
         return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
     def on_save_checkpoint(self, checkpoint):
@@ -183,10 +191,16 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self):
-        self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0)
-        return super().on_train_epoch_start()
+        result = super().on_train_epoch_start()
+        self.moving.begin_epoch(self.trainer.current_epoch, self.trainer.max_epochs or 0, self.place_in_stage())
+        return result
 
     def on_fit_start(self):
+        self.supernet_changed()
+        self._judge()
+        return super().on_fit_start()
+
+    def supernet_changed(self) -> None:
         self._alphas = self.arch_parameters()
         known = set(self._alphas)
         self._weights = [p for p in self.parameters() if p not in known]
@@ -199,8 +213,6 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             check_graphable(self.training_module, self.trainer, self.device)
         self._gradient = self._alpha_gradient()
         self._graphed = GraphedNetwork(self.training_module.model).step if self.cuda_graphs else nullcontext
-        self._judge()
-        return super().on_fit_start()
 
     def on_fit_end(self):
         if self.derived_epoch is not None:
@@ -231,7 +243,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         return super().teardown(stage)
 
     def training_step(self, batch, batch_idx):
-        warm = self.trainer.current_epoch >= self.warmup_epochs
+        warm = self.place_in_stage()[0] >= self.warmup_epochs
         with by_hand(self.trainer.strategy):
             if self.single_level:
                 result = self._joint_step(batch["train"], batch_idx, warm)
@@ -254,6 +266,11 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         learning = [p for p in self._weights if p.requires_grad]
         (optimizer,) = (o for o in self.trainer.optimizers if not getattr(o, "is_arch_optimizer", False))
         check_optimizer(optimizer, learning, self.alpha_gradient)
+        if scaler_of(self.trainer) is not None and self.alpha_gradient != "first":
+            raise InputError(
+                f"alpha_gradient={self.alpha_gradient!r} puts gradients together that float16's scale multiplies "
+                "otherwise than one backward pass; use precision bf16-mixed or 32-true, or 'first'"
+            )
         kind = GRADIENTS[self.alpha_gradient]
         return kind(self._alphas, learning, self._norms, optimizer, self.manual_backward)
 
@@ -268,6 +285,11 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self._gradient.step = self.trainer.global_step
         with twice_differentiable() if self.alpha_gradient == "exact" else nullcontext():
             self._gradient(arch_loss, lambda: self._loss(batch["train"], 2 * batch_idx))
+        self._step_alpha(optimizer)
+
+    def _step_alpha(self, optimizer) -> None:
+        if self.arc_gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self._alphas, self.scaled(self.arc_gradient_clip_val))
         optimizer.step()
 
     def _loss(self, batch, number: int) -> Tensor:
@@ -297,7 +319,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         self.note_loss("arch_loss", total, batch_idx)
         with self.scale_kept():  # the gradients of both are of one backward pass
             self.advance_optimization(total, batch_idx, self.gradient_clip_val)
-        optimizer.step()
+        self._step_alpha(optimizer)
         return result
 
     def arch_loss(self, loss: Tensor) -> Tensor:
@@ -308,7 +330,9 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
             self.note("expected_cost", details["penalty"])
         total = loss + self.zero_one_weight * self.zero_one()
         if self.divergence_weight:
-            total = total + self.divergence_weight * sum(dirichlet_divergence(c.alpha) for c in self._choices.values())
+            total = total + self.divergence_weight * sum(
+                dirichlet_divergence(c.competing()) for c in self._choices.values()
+            )
         return total
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
@@ -320,7 +344,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
         if not self._choices:  # every choice went to hooks of the user's
             return torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, enabled=False):  # in α's own precision, whatever the network's
-            return self.zero_one_loss(flat(choice.gates() for choice in self._choices.values()))
+            return self.zero_one_loss(flat(choice.present() for choice in self._choices.values()))
 
     # -- history ----------------------------------------------------------------------------------------------------
 
@@ -344,7 +368,7 @@ class FairDartsModule(RecordsEpochs, EvaluatorHooks):
 
     def gate_record(self) -> dict:
         with torch.no_grad():
-            everything = flat(c.gates() for c in self._choices.values()).tolist() if self._choices else []
+            everything = flat(c.present() for c in self._choices.values()).tolist() if self._choices else []
         return {
             "decided_gates": decided_share(everything) if everything else None,
             "open_gates": open_gates(everything, self.threshold),

@@ -1,29 +1,27 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from uuid import uuid4
 
 import nni.nas.strategy
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell
-from torch import nn
+from torch import Tensor, nn
 
-from nni_fairdarts._nni import OneShotStrategy
+from nni_fairdarts._nni import OneShotStrategy, without_warnings_about
 from nni_fairdarts.alpha_gradients import GRADIENTS
-from nni_fairdarts.checkpoints import Checkpoints, checkpoints_of, newest
+from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.exports import DerivedModelSpace
 from nni_fairdarts.gates import LOSSES, RELAXATIONS
+from nni_fairdarts.going_on import GoesOn
 from nni_fairdarts.guests import search_data
-from nni_fairdarts.history import beside_logs, forget_beginning
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
@@ -32,13 +30,15 @@ from nni_fairdarts.requirements import (
     check_module,
     check_number,
     check_one_loader,
+    check_stages,
     check_together,
     check_trainer,
     known,
     like,
 )
 from nni_fairdarts.search import FairDartsModule
-from nni_fairdarts.stopping import stoppable
+from nni_fairdarts.spaces import resized
+from nni_fairdarts.stages import Stage, first_epochs
 from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import (
     EXPORTS,
@@ -52,6 +52,7 @@ from nni_fairdarts.supernet import (
     read_whole_cells,
     refuse,
     refuse_twins,
+    settle,
 )
 from nni_fairdarts.supernet.fused import fuse
 from nni_fairdarts.supernet.moving import Disturbance, Moving
@@ -61,7 +62,7 @@ SELECTIONS = ("gates", "strength")
 """By what operations are kept: their gates, or what the loss loses without them."""
 
 
-class GatedSearch(nni.nas.strategy.DARTS):
+class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
     """A one-shot search by gates: what ``FairDARTS`` and its kin in ``nni_fairdarts.family`` are settings of.
 
     The defaults are FairDARTS'. What does not go together is refused, with the reason.
@@ -70,6 +71,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
     ----------
     arc_learning_rate, arc_betas, arc_weight_decay
         Adam's settings for α.
+    arc_gradient_clip_val
+        Bound on the norm of α's gradient; None for no bound.
     zero_one_weight
         Weight of the zero-one loss, w01 >= 0.
     zero_one_loss
@@ -111,12 +114,15 @@ class GatedSearch(nni.nas.strategy.DARTS):
     single_level
         One batch of the training loader updates weights and α together.
     warmup_epochs
-        Epochs at the start in which α rests.
+        Epochs at the start, and at that of each stage, in which α rests.
+    stages
+        Parts of the epochs that have supernets of their own: see ``nni_fairdarts.stages.Stage``. One after the other
+        within one search; the last one is derived from. None for one supernet.
     gradient_clip_val
         Bound on the norm of the weights' gradient; None for no bound.
     candidate_norm
         "paper": inside cells and choices no learnable batch-norm scales, a batch norm after each pooling candidate;
-        "space": as the space built it.
+        "unscaled": no scales either, poolings as the space built them (DrNAS); "space": all as the space built it.
     export
         "single": what NNI's samples can say, the strongest candidate of a ``LayerChoice``; "multi": every candidate
         (and input of an ``InputChoice``) whose gate reaches the threshold, for ``nni_fairdarts.freeze``.
@@ -166,6 +172,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self,
         *,
         arc_learning_rate: float = 3e-3,
+        arc_gradient_clip_val: float | None = None,
         arc_betas: tuple[float, float] = (0.9, 0.999),
         arc_weight_decay: float = 1e-3,
         zero_one_weight: float = 10.0,
@@ -187,6 +194,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
         edge_normalization: bool = False,
         single_level: bool = False,
         warmup_epochs: int = 0,
+        stages: Sequence[Stage] = (),
         gradient_clip_val: float | None = 5.0,
         candidate_norm: str = "paper",
         export: str = "single",
@@ -218,8 +226,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
         for value in temperature:
             check_number("temperature", value, "more than 0", lambda v: v > 0)
         check_number("partial_channels", partial_channels, "at least 1", lambda v: v >= 1, whole=True)
-        if gradient_clip_val is not None:
-            check_number("gradient_clip_val", gradient_clip_val, "more than 0", lambda v: v > 0)
+        for name, bound in (("gradient_clip_val", gradient_clip_val), ("arc_gradient_clip_val", arc_gradient_clip_val)):
+            if bound is not None:
+                check_number(name, bound, "more than 0", lambda v: v > 0)
         pair = isinstance(arc_betas, tuple | list) and len(arc_betas) == 2
         if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in arc_betas):
             raise InputError(f"arc_betas must be two numbers in [0, 1), got {arc_betas}; the paper uses (0.9, 0.999)")
@@ -240,13 +249,16 @@ class GatedSearch(nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
+        check_stages(stages, RELAXATIONS[relaxation].none, max_skips is not None)
         self.discretization = Discretization(discretization, threshold, max_skips)
         check_together(
             {
                 "relaxation": relaxation,
                 "alpha_gradient": alpha_gradient,
                 "divergence_weight": divergence_weight,
-                "disturbed": bool(disturbance),
+                "stages": tuple(stages),
+                "early_stopping": early_stopping,
+                "disturbed": bool(disturbance) or any(stage.skip_dropout for stage in stages),
                 "selection": selection,
                 "zero_one_weight": zero_one_weight if zero_one_loss != "none" else 0,
                 "discretization": discretization,
@@ -266,6 +278,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
             log_prob_every_n_step=log_prob_every_n_step,
             warmup_epochs=warmup_epochs,
         )
+        self.stages = tuple(stages)
+        self.arc_gradient_clip_val = arc_gradient_clip_val
         self.arc_betas = tuple(arc_betas)
         self.arc_weight_decay = arc_weight_decay
         self.zero_one_weight = zero_one_weight
@@ -275,7 +289,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self.relaxation = relaxation
         self.alpha_gradient = alpha_gradient
         self.divergence_weight = divergence_weight
-        self.moving = Moving(disturbance or Disturbance(), tuple(temperature))
+        self.disturbance = Disturbance() if disturbance is None else disturbance
+        self.moving = Moving(self.disturbance, tuple(temperature))
         self.early_stopping = early_stopping
         self.selection = selection
         self.strength_batches = strength_batches
@@ -298,7 +313,6 @@ class GatedSearch(nni.nas.strategy.DARTS):
         self._original_space = None
         self._sharpness: Callable | None = None
         self._strength: OperationStrength | None = None
-        self._own_checkpoints: Checkpoints | None = None  # where the trainer brings none, as those of a run do
         self._checkpoints = Checkpoints(Place())
 
     def extra_repr(self) -> str:
@@ -317,13 +331,48 @@ class GatedSearch(nni.nas.strategy.DARTS):
         return list(HOOKS)
 
     def mutate_model(self, model):
-        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices."""
+        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices.
+
+        Of a search in stages the first one's supernet is returned, and ``model`` stays as it is.
+        """
         if any(choices_of(module) for module in model.modules()):
             raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
         # Of a hub space only the sizes are read again.
         self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
         refuse(model, "", {}, {})
         refuse_twins(model)
+        return self._staged(model) if self.stages else self._gated(model, Stage(), {})
+
+    def _staged(self, model):
+        """The first stage's supernet. Raises InputError where any of the supernets cannot be built."""
+        self._original_space = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]):
+            for stage in self.stages[1:]:
+                self._gated(self._space_of(stage), replace(stage, operations=None), {})
+        supernet = self.supernet_of(0, {})
+        for label, choice in {c.label: c for m in supernet.modules() for c in choices_of(m) if c.rows}.items():
+            if self.stages[0].operations is not None and self.stages[0].operations < choice.alpha.shape[-1]:
+                raise InputError(
+                    f"the first stage has nothing to choose by: {label!r} has {choice.alpha.shape[-1]} operations on "
+                    f"each edge, but the stage {self.stages[0].operations}; leave its operations out"
+                )
+        return supernet
+
+    def _space_of(self, stage: Stage):
+        sizes = {name: size for name, size in (("num_cells", stage.cells), ("width", stage.width)) if size is not None}
+        return resized(self._original_space, **sizes) if sizes else copy.deepcopy(self._original_space)
+
+    def supernet_of(self, stage: int, left: Mapping[str, Tensor]):
+        """The supernet of a stage, by its number, whose edges have what is ``left``; with fresh weights and α."""
+        model = self._gated(self._space_of(self.stages[stage]), self.stages[stage], left)
+        if self._mutated_model_space is not None:  # what NNI knows as the supernet
+            self._mutated_model_space.model_space = model
+        return model
+
+    def _gated(self, model, stage: Stage, left: Mapping[str, Tensor]):
+        """``model`` with gates in place of its choices, in place."""
+        dropout = {} if stage.skip_dropout is None else {"skip_dropout": stage.skip_dropout}
+        self.moving.disturbance = replace(self.disturbance, **dropout)
         self._options = SupernetOptions(
             RELAXATIONS[self.relaxation],
             self.candidate_norm,
@@ -333,9 +382,10 @@ class GatedSearch(nni.nas.strategy.DARTS):
             self.export,
             self.recompute,
             self.alpha_spread,
-            self.partial_channels,
+            stage.partial_channels or self.partial_channels,
             self.edge_normalization,
             self.moving,
+            left,
         )
         # Hooks written for NNI's DARTS look their α up by the label of the choice.
         self._arch_parameters = {
@@ -343,7 +393,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
             for label, mutable in model.simplify().items()
             if hasattr(mutable, "values")
         }
-        OneShotStrategy.mutate_model(self, model)
+        with without_warnings_about(settled := set()):
+            self._settled = settled
+            OneShotStrategy.mutate_model(self, model)
         read_whole_cells(model)
         if self.fused:
             fuse(model)
@@ -379,7 +431,10 @@ class GatedSearch(nni.nas.strategy.DARTS):
             "softmax": self.configure_softmax(),
             OPTIONS_KEY: self._options,
         }
-        return hook(module, name, memo, kwargs)
+        made = hook(module, name, memo, kwargs)
+        if hook is settle and made is not None:
+            self._settled.add(name)
+        return made
 
     # -- search -----------------------------------------------------------------------------------------------------
 
@@ -400,6 +455,9 @@ class GatedSearch(nni.nas.strategy.DARTS):
             strength=self._strength,
             sharpness=self._sharpness,
             gradient_clip_val=self.gradient_clip_val,
+            arc_gradient_clip_val=self.arc_gradient_clip_val,
+            stages=self.stages,
+            build=self.supernet_of,
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
             history=self.history,
@@ -415,7 +473,7 @@ class GatedSearch(nni.nas.strategy.DARTS):
                 "partial_channels": self.partial_channels,
                 "edge_normalization": self.edge_normalization,
                 "temperature": self.moving.temperature,
-                "disturbance": asdict(self.moving.disturbance),
+                "disturbance": asdict(self.disturbance),
                 "penalty": None if self.penalty is None else self.penalty.settings(),
             },
         )
@@ -424,10 +482,8 @@ class GatedSearch(nni.nas.strategy.DARTS):
         if isinstance(evaluator, Lightning):
             check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
             check_module(evaluator.module)
-            theirs = checkpoints_of(evaluator.trainer)
-            if theirs is None:
-                self._own_checkpoints = Checkpoints(Place(), self._folder(evaluator.trainer), self.checkpoint_steps)
-            self._checkpoints = theirs or self._own_checkpoints
+            if self.stages:
+                first_epochs(self.stages, evaluator.trainer.max_epochs)  # raises where one would have none
             self._strength = (
                 OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
             )
@@ -449,43 +505,6 @@ class GatedSearch(nni.nas.strategy.DARTS):
 
     def val_dataloader(self, train_dataloader_fn, val_dataloader_fn):
         return val_dataloader_fn() if self.validation_dataloaders is None else self.validation_dataloaders
-
-    # -- going on ---------------------------------------------------------------------------------------------------
-
-    def _folder(self, trainer) -> Path | None:
-        """Where checkpoints are kept; None where the trainer is to save none."""
-        if self.checkpoints is not None or not trainer.checkpoint_callbacks:
-            return self.checkpoints
-        if (logs := beside_logs(trainer)) is not None:
-            return logs.parent / "resume"
-        theirs = getattr(trainer.checkpoint_callback, "dirpath", None)
-        # A name of its own: other searches may save in the same place.
-        return Path(theirs or trainer.default_root_dir) / f"resume-{uuid4().hex[:8]}"
-
-    def _run(self) -> None:
-        with stoppable() if self._checkpoints.folder else nullcontext():
-            super()._run()
-
-    def state_dict(self) -> dict:
-        """What NNI keeps of the experiment, already when it starts: where checkpoints and history will be."""
-        state, trainer = super().state_dict(), self._mutated_model_space.evaluator.trainer
-        if self._checkpoints.folder is not None:
-            history = self.history or beside_logs(trainer)
-            state["checkpoints"] = str(self._checkpoints.folder.absolute())
-            state["history"] = None if history is None else str(history.absolute())
-        return state
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from the newest whole checkpoint, whether NNI has heard of it or not, in the same places."""
-        if "checkpoints" in state_dict:
-            folder = self._checkpoints.folder = Path(state_dict["checkpoints"])
-            if self.history is None and state_dict["history"] is not None:
-                self.oneshot_module.history = Path(state_dict["history"])
-            if (checkpoint := newest(folder)) is not None:
-                state_dict = {**state_dict, "ckpt_path": str(checkpoint)}
-            elif self.oneshot_module.history is not None:
-                forget_beginning(self.oneshot_module.history, folder)
-        super().load_state_dict(state_dict)
 
     # -- result -----------------------------------------------------------------------------------------------------
 

@@ -33,16 +33,19 @@ class OperationStrength:
             try:
                 whole, found = self._loss(module, batches), {}
                 gates = {label: torch.tensor(choice.values()) for label, choice in module.choices().items()}
-                total = sum(values.numel() for values in gates.values())
+                there = {label: choice.there().cpu() for label, choice in module.choices().items()}
+                total = sum(int(left.sum()) for left in there.values())
                 with tqdm(total=total, desc="operation strength", leave=False, disable=not self._shown(module)) as bar:
                     for label, values in gates.items():
                         strength = torch.zeros(values.numel(), dtype=torch.float64)
-                        for place in range(values.numel()):
+                        left = there[label].flatten()
+                        for place in left.nonzero().flatten().tolist():
                             mask = torch.ones(values.numel(), device=module.device)
                             mask[place] = 0
                             moving.masks = {label: mask.view(values.shape)}
                             strength[place] = self._loss(module, batches) - whole
                             bar.update()
+                        strength[~left] = strength[left].min()
                         found[label] = _scaled(strength).view(values.shape).tolist()
             finally:
                 moving.masks = {}

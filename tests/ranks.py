@@ -26,6 +26,7 @@ from nni_fairdarts.gap import DiscretizationGap
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.penalty import profiler
 from nni_fairdarts.spaces import DARTS
+from nni_fairdarts.stages import Stage
 from nni_fairdarts.training import ImageTraining
 
 BATCH, STEPS, SGD = 3, 2, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
@@ -120,6 +121,7 @@ CASES = {  # the space, options of FairDARTS, epochs, the trainer's strategy
     "penalty": (Choices, {"penalty": "params"}, 1, "ddp"),
     "cells": (cells, {"fused": False}, 1, "ddp"),
     "fused": (cells, {}, 1, "ddp"),
+    "stages": (cells, {"stages": (Stage(), Stage(operations=2))}, 2, "ddp"),
     "recompute": (cells, {"recompute": True}, 1, "ddp_find_unused_parameters_true"),
 }
 

@@ -124,6 +124,9 @@ def test_two_processes_take_the_steps_of_one_with_averaged_gradients(case, searc
     assert exported == as_well
     for name in state:
         assert (state[name] == other[name]).all(), f"{name} differs between the processes"
+    if "stages" in ranks.CASES[case][1]:
+        assert sum(".edges." in name for name in state) < sum(".edges." in name for name in first["cells"][0])
+        return  # what begins afresh in a stage was compared above
     expected, losses = by_hand(case)
     for name, value in expected.items():
         if not name.endswith("running_var"):

@@ -14,8 +14,8 @@ from nni_fairdarts import FairDARTS, Genotype, InputError, experiment, freeze
 from nni_fairdarts.arguments import changed
 from nni_fairdarts.config import RunConfig, SearchConfig
 from nni_fairdarts.history import read_history
+from nni_fairdarts.mended.repairs import with_skips
 from nni_fairdarts.nni_strategies import STRATEGIES, build
-from nni_fairdarts.nni_strategies.repairs import with_skips
 from nni_fairdarts.spaces import S2
 
 TINY = {
@@ -51,7 +51,7 @@ def tiny(tmp_path, **values) -> RunConfig:
     return changed(RunConfig(), {**TINY, "runs": str(tmp_path), **values})
 
 
-@pytest.mark.parametrize("name", ["fairdarts", "darts", "random"])
+@pytest.mark.parametrize("name", ["fairdarts", "darts", "random_search"])
 def test_cells_are_searched_derived_and_retrained(name, tmp_path, capsys):
     config = tiny(tmp_path, **{"search.strategy": name})
     heard = []
@@ -61,7 +61,7 @@ def test_cells_are_searched_derived_and_retrained(name, tmp_path, capsys):
     assert [record["epoch"] for record in records] == [0, 1]
     assert all(record.keys() == records[0].keys() for record in records)
     assert records[0].keys() >= {"train_loss", "val_loss", "val_acc", "learning_rate", "seconds"}
-    gated = name != "random"
+    gated = name != "random_search"
     assert (records[0].keys() >= GATED) == gated
     assert not gated or np.array(records[-1]["gates"]["normal"]).shape == (14, 7)
     assert ("arch_loss" in records[0]) == gated

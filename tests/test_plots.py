@@ -325,6 +325,31 @@ def test_the_heat_map_has_the_last_gates_their_values_and_what_is_kept():
     assert framed == {(PAIRS.index((e.node, e.source)), OPERATIONS.index(e.operation)) for e in GENOTYPE.normal}
 
 
+def test_cells_that_were_drawn_without_gates_are_shown():
+    """Of a random search, once it is finished."""
+    history = tuple({key: r[key] for key in ("epoch", "train_loss", "val_acc")} for r in recorded(epochs=2).history)
+    record = replace(recorded(strategy="random_search"), history=history)
+    assert list(plots.figures(record)) == ["accuracy", "losses"]
+    found = plots.figures(replace(record, genotype=GENOTYPE), only=["cell"])
+    assert list(found) == ["cell_normal", "cell_reduce"]
+    shown = [text.get_text().replace("\n", " ") for ax in found["cell_normal"].axes for text in ax.texts]
+    for operation in {edge.operation for edge in GENOTYPE.normal}:
+        assert any(operation in text for text in shown), operation
+
+
+def test_what_choices_keep_is_framed_once_the_search_is_finished():
+    """One of layers and values, several inputs, values that are lists of their own; nothing of what is not said."""
+    shapes = {"layer": (0, ("a", "skip_connect")), "size": (0, ([1, 1], [3, 3])), "inputs": (0, (0, 1, 2)),
+              "width": (0, (8, 16)), "unsaid": (0, (8, 16))}  # fmt: skip
+    sample = {"layer": "skip_connect", "size": [3, 3], "inputs": [0, 2], "width": 8}
+    figure = plots.gates(replace(recorded(shapes), result={"nni_sample": sample}), "choices")
+    framed = [
+        {(round(frame.get_y() + 0.42), round(frame.get_x() + 0.46)) for frame in ax.patches} for ax in figure.axes[:4]
+    ]
+    assert framed == [{(0, 1)}, {(0, 1)}, {(0, 0), (0, 2)}, {(0, 0)}]
+    assert figure.texts[0].get_text().endswith("; framed: kept")
+
+
 def test_the_heat_map_is_of_the_epoch_that_early_stopping_derives_from():
     record = replace(recorded(strategy="robust_darts"), genotype=GENOTYPE, result={"derived_epoch": 4})
     figure = plots.gates(record, "normal")

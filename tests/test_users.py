@@ -161,12 +161,19 @@ def test_a_run_of_the_users_own_space_and_evaluator(strategy, theirs, tmp_path, 
     assert retrained["epochs"] == 3
     assert list((run / "checkpoints").iterdir())
     assert list((run / "tensorboard").iterdir())
-    assert f"left = {sample['left']}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"left = {sample['left']}" in printed
+    score, gap = searched["supernet_accuracy"], searched["discretization_gap"]
+    # Theirs is no accuracy: its name, and no percentages.
+    assert f"supernet val_score  {score:.6g} (validation)\ndiscretisation gap  {gap:.6g} (lost" in printed
+    assert f"\nderived val_score   {retrained['test_accuracy']:.6g} (test), " in printed
     assert main(["evaluate", "runs/search", "--json", "out.json"]) == 0
+    assert f"val_score           {retrained['test_accuracy']:.6g}\n" in capsys.readouterr().out
     evaluation = json.loads((tmp_path / "out.json").read_text())
     assert (evaluation["accuracy"], evaluation["images"]) == (retrained["test_accuracy"], 120)
     assert evaluation["loss"] is None  # their evaluator logs none
     assert main(["analyse", "runs/search", "--hessian_batches", "2", "--json", "analysis.json"]) == 0
+    assert f"supernet val_score  {score:.6g} (validation)\ndiscretisation gap  " in capsys.readouterr().out
     numbers = json.loads((tmp_path / "analysis.json").read_text())
     assert numbers["accuracy"] == searched["supernet_accuracy"]
     assert numbers["curvature"]["scale"] > 0

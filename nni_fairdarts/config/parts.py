@@ -7,6 +7,32 @@ from nni_fairdarts.config.checks import check_values
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """A part of the epochs with a supernet of its own; what is unset is the space's, or the strategy's.
+
+    Args:
+        cells: how many the supernet has.
+        width: channels of its first cells.
+        operations: how many every edge of a cell keeps of those before, "none" counted; the first stage has all.
+        partial_channels: K, the operations of cells see 1/K of the channels.
+        skip_dropout: share of what skip connections put out that is dropped, at the stage's start.
+        keep: weights, α and schedules go on from the stage before; else they begin afresh.
+        share: of the epochs, relative to that of the other stages.
+    """
+
+    cells: Optional[int] = None  # noqa: UP045
+    width: Optional[int] = None  # noqa: UP045
+    operations: Optional[int] = None  # noqa: UP045
+    partial_channels: Optional[int] = None  # noqa: UP045
+    skip_dropout: Optional[float] = None  # noqa: UP045
+    keep: bool = False
+    share: float = 1.0
+
+    def __post_init__(self):
+        check_values("search.parts.stages", self)
+
+
+@dataclass(frozen=True)
 class PartsConfig:
     """Parts of fairdarts and its kin; unset is the strategy's own. What does not go together is refused.
 
@@ -23,8 +49,8 @@ class PartsConfig:
         skip_dropout: share of what skip connections put out that is dropped.
         operation_dropout: probability with which an operation is left out of a pass.
         edge_dropout: probability with which an edge is.
-        decay: how noise and dropout fall over the epochs: constant, linear or cosine.
-        decay_epochs: the epoch in which they have fallen to 0.
+        decay: how noise and dropout fall over the epochs: constant, linear, cosine or p_darts.
+        decay_epochs: the epochs that they fall over.
         early_stopping: rules that end the search: skips, ranking, eigenvalue; an empty list for none.
         early_skips: so many skip connections in the normal cell end it.
         early_ranking: so many epochs without a change in the ranking of operations end it.
@@ -33,6 +59,8 @@ class PartsConfig:
         selection: operations are kept by their gates, or by their strength.
         strength_batches: batches that strengths are measured on.
         max_skips: most skip connections of the normal cell.
+        arc_gradient_clip_val: bound on the norm of α's gradient.
+        stages: parts of the epochs with supernets of their own, see StageConfig; an empty list for none.
     """
 
     relaxation: Optional[Literal["sigmoid", "softmax", "sparsemax", "dirichlet"]] = None  # noqa: UP045
@@ -47,7 +75,7 @@ class PartsConfig:
     skip_dropout: Optional[float] = None  # noqa: UP045
     operation_dropout: Optional[float] = None  # noqa: UP045
     edge_dropout: Optional[float] = None  # noqa: UP045
-    decay: Optional[Literal["constant", "linear", "cosine"]] = None  # noqa: UP045
+    decay: Optional[Literal["constant", "linear", "cosine", "p_darts"]] = None  # noqa: UP045
     decay_epochs: Optional[int] = None  # noqa: UP045
     early_stopping: Optional[list[Literal["skips", "ranking", "eigenvalue"]]] = None  # noqa: UP045
     early_skips: Optional[int] = None  # noqa: UP045
@@ -57,9 +85,14 @@ class PartsConfig:
     selection: Optional[Literal["gates", "strength"]] = None  # noqa: UP045
     strength_batches: Optional[int] = None  # noqa: UP045
     max_skips: Optional[int] = None  # noqa: UP045
+    arc_gradient_clip_val: Optional[float] = None  # noqa: UP045
+    stages: Optional[list[StageConfig]] = None  # noqa: UP045
 
     def __post_init__(self):
         check_values("search.parts", self)
+        if self.stages is not None:  # read from a file they are mappings
+            stages = [StageConfig(**stage) if isinstance(stage, dict) else stage for stage in self.stages]
+            object.__setattr__(self, "stages", stages)
 
     def given(self) -> dict:
         """What is set."""

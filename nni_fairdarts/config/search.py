@@ -9,7 +9,9 @@ from nni_fairdarts.config.parts import PartsConfig
 OURS = (
     "fairdarts",
     "second_order_darts",
+    "p_darts",
     "pc_darts",
+    "dr_nas",
     "darts_plus",
     "robust_darts",
     "noisy_darts",
@@ -50,9 +52,9 @@ class SearchConfig:
     """The search. NNI's strategies have fewer settings than fairdarts; they pass over what they do not have.
 
     Args:
-        strategy: fairdarts; one of its kin: second_order_darts, pc_darts, darts_plus, robust_darts, noisy_darts,
-            operation_strength_darts, zero_order_darts; or one of NNI's own, for comparison: darts, gumbel_darts,
-            proxyless, enas or random.
+        strategy: fairdarts; one of its kin: second_order_darts, p_darts, pc_darts, dr_nas, darts_plus, robust_darts,
+            noisy_darts, operation_strength_darts, zero_order_darts; random_search; or one of NNI's own, for comparison:
+            darts, gumbel_darts, proxyless, enas or random.
         epochs: passes over the weights' half of the training set.
         batch_size: images per step, for weights and α alike; of each process where devices is more than 1.
         learning_rate: of SGD at the start.
@@ -73,7 +75,8 @@ class SearchConfig:
         alpha_init: where every α starts; 0 is a gate of one half.
         single_level: one batch updates weights and α.
         warmup_epochs: epochs at the start in which α rests; unset for the strategy's own, 0 but of pc_darts (15).
-        candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling) or space (as built).
+        candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling), unscaled (the first alone) or
+            space (as built); unset for the strategy's own, paper but of dr_nas (unscaled).
         recompute: of fairdarts: compute candidates again in the backward pass; less memory, more time, same numbers.
         fused: of fairdarts: compute together what candidates share; the same mathematics in less time and memory.
         compile: of fairdarts: compile the cells (torch.compile); for CUDA, on a CPU it takes many minutes.
@@ -83,14 +86,15 @@ class SearchConfig:
             gradients overflow. For CUDA: on a CPU it is slower.
         penalty: see PenaltyConfig; of fairdarts.
         temperature: of gumbel_darts: in the first epoch, and the one that it falls to.
-        random_skips: of random, on the space darts: exactly so many skip connections in the normal cell, of its 8
-            operations, and two different inputs for every node; unset for whatever is drawn.
+        random_skips: of random_search and, on the space darts, of random: exactly so many skip connections in the
+            normal cell, of its 8 operations, and two different inputs for every node; unset for 2 of random_search,
+            and for whatever is drawn of random.
         batches_per_update: of enas: sampled networks between two updates of its controller.
         gap_batches: batches from which batch norms are estimated to measure the discretisation gap after each epoch;
             0 does not measure it.
     """
 
-    strategy: Literal[(*OURS, "darts", "gumbel_darts", "proxyless", "enas", "random")] = "fairdarts"
+    strategy: Literal[(*OURS, "random_search", "darts", "gumbel_darts", "proxyless", "enas", "random")] = "fairdarts"
     epochs: int = 50
     batch_size: int = 128
     learning_rate: float = 0.005
@@ -110,7 +114,7 @@ class SearchConfig:
     alpha_init: float = 0.0
     single_level: bool = False
     warmup_epochs: Optional[int] = None  # noqa: UP045
-    candidate_norm: Literal["paper", "space"] = "paper"
+    candidate_norm: Optional[Literal["paper", "unscaled", "space"]] = None  # noqa: UP045
     recompute: bool = False
     fused: bool = True
     compile: bool = False
@@ -148,8 +152,8 @@ class SearchConfig:
         check("search", self.batches_per_update >= 1, "batches_per_update", self.batches_per_update, "at least 1")
         skips = self.random_skips
         check("search", skips is None or 0 <= skips <= 8, "random_skips", skips, "0 to 8, or unset")
-        meant = skips is None or self.strategy == "random"
-        check("search", meant, "random_skips", skips, f"unset with {self.strategy}; it is of random")
+        meant = skips is None or self.strategy in ("random", "random_search")
+        check("search", meant, "random_skips", skips, f"unset with {self.strategy}; it is of random_search and random")
         graphs = self.cuda_graphs and self.recompute
         check("search", not graphs, "cuda_graphs", True, "false with recompute, which looks at the random state")
         penalized, reaches = self.penalty.profiler, self.strategy in OURS or self.penalty.profiler == "none"

@@ -18,11 +18,12 @@ from nni_fairdarts.experiment.searching import check_search
 from nni_fairdarts.folder import run_of
 from nni_fairdarts.gap import same_random_numbers
 from nni_fairdarts.guests import loss_of, transferred, validation_batches
+from nni_fairdarts.metrics import word, written
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.recorded import read_recorded
 from nni_fairdarts.recording import RecordsEpochs
 
-SAMPLING = ("proxyless", "enas", "random")
+SAMPLING = ("proxyless", "enas", "random", "random_search")
 """Strategies whose steps run one sampled network: no loss is a function of α alone."""
 
 
@@ -109,7 +110,9 @@ def supernet_of(folder: Path) -> Searched:
     module = strategy.mutate_evaluator(evaluator).module
     module.set_model(model)
     try:
-        module.load_state_dict(read(checkpoint)["state_dict"])
+        content = read(checkpoint)
+        module.restore_supernet(content)
+        module.load_state_dict(content["state_dict"])
     except RuntimeError as error:  # torch lists every name
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{checkpoint} is of another supernet than {folder / 'config.yaml'} says: {reason}") from error
@@ -120,7 +123,7 @@ def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int =
     """Numbers about the search in ``folder``, as JSON values: a record's, and those of the supernet it ended with.
 
     "epochs"; {label: [per epoch]} of "dominant_skips" and "entropy" (see ``nni_fairdarts.analysis``); "accuracy", the
-    run's metric of a validation; "discretization_gap", with batch norms from ``gap_batches`` batches (by default the
+    run's "metric" of a validation; "discretization_gap", with batch norms from ``gap_batches`` batches (by default the
     run's; 0 leaves it out); "curvature" of the validation loss in α over ``hessian_batches`` batches of the validation
     (0 leaves it out: it takes up to 300 products, each of a few steps' time). Both are None for strategies that have
     none. The gap is that of the history but for the batches that are drawn for its batch norms. Nothing is written,
@@ -145,6 +148,7 @@ def analyse(folder: Path, gap_batches: int | None = None, hessian_batches: int =
         if count and recorded.labels:
             gap = _Gap(DiscretizationGap(searched.evaluator, count, config.metric, searched.validation))
         metrics = searched.validated(*([] if gap is None else [gap]))
+        result["metric"] = config.metric
         result["accuracy"] = metrics.get(config.metric)
         result["discretization_gap"] = None if gap is None else gap.value
         curvature = None
@@ -167,10 +171,13 @@ def analysis_table(result: dict) -> str:
     widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
     lines = lines if columns else []
+    metric = result.get("metric")
     if result["accuracy"] is not None:
-        lines.append(f"supernet accuracy   {result['accuracy']:.2%} (validation)")
+        name = f"supernet {word(metric)}"
+        lines.append(f"{name:<18}  {written(result['accuracy'], metric)} (validation)")
     if result["discretization_gap"] is not None:
-        lines.append(f"discretisation gap  {result['discretization_gap']:.2%} (lost when gates are rounded)")
+        gap = written(result["discretization_gap"], metric)
+        lines.append(f"discretisation gap  {gap} (lost when gates are rounded)")
     if curvature := result["curvature"]:
         rest = "" if curvature["converged"] else "; it has not settled"
         lines.append(

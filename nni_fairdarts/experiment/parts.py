@@ -11,6 +11,7 @@ from nni_fairdarts.config import OURS, RunConfig
 from nni_fairdarts.datasets import ImageData
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.failures import DEBUG
+from nni_fairdarts.family import RandomSearch
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.guests import size_of, transferred, validation_batches
 from nni_fairdarts.nni_strategies import build
@@ -54,7 +55,7 @@ def _made(name: str, arguments: dict, optional: set[str]) -> ModelSpace:
 
 
 def check_strategy(config: RunConfig, space: ModelSpace) -> None:
-    """Raise InputError for a strategy of NNI's that cannot search ``space``, or lacks a package."""
+    """Raise InputError for a strategy that cannot search ``space``, or lacks a package."""
     name = config.search.strategy
     cells = any(isinstance(module, Cell) for module in space.modules())
     if name == "proxyless" and cells:
@@ -69,7 +70,9 @@ def check_strategy(config: RunConfig, space: ModelSpace) -> None:
             raise InputError(
                 f"NNI's ENAS needs tianshou ({error}): pip install 'tianshou>=0.5,<0.6' gym; or take another strategy"
             ) from error
-    build(config.search, config.metric)  # raises for parts that do not go together
+    strategy = build(config.search, config.metric)  # raises for parts that do not go together
+    if isinstance(strategy, RandomSearch):
+        strategy.check_space(space)
     if name not in OURS and not any(isinstance(m, MutableModule) and m.mutables for m in space.modules()):
         raise InputError("nothing to search: the space has no choice; give it a LayerChoice, or use a hub space")
 

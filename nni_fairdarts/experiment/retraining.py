@@ -143,6 +143,7 @@ def _retrain(
     cells = isinstance(architecture, Genotype)
     result = {
         "folder": str(folder),
+        "metric": config.metric,
         "test_accuracy": metrics[config.metric],
         **({"test_loss": metrics["val_loss"]} if "val_loss" in metrics else {}),
         "parameters": count_parameters(network),

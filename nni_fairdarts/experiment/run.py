@@ -12,6 +12,7 @@ from nni_fairdarts.experiment.searching import Listener, resume, search
 from nni_fairdarts.folder import read_json, run_of, unfinished, write_config
 from nni_fairdarts.genotype import Genotype
 from nni_fairdarts.launched import launched_rank
+from nni_fairdarts.metrics import word, written
 from nni_fairdarts.stopping import stoppable
 
 SEARCHED = ("supernet_accuracy", "skip_connections", "nni_sample", "seconds")
@@ -79,13 +80,17 @@ def _part(logs: Path | None, name: str) -> Path | None:
 def summary(searched: dict | None = None, retrained: dict | None = None) -> str:
     """What came out of a search, of a retraining, or of both, in a few lines."""
     lines = []
+    metric = (searched or retrained).get("metric")
     if searched:
-        lines.append(f"supernet accuracy   {searched['supernet_accuracy']:.2%} (validation)")
+        name, score = f"supernet {word(metric)}", written(searched["supernet_accuracy"], metric)
+        lines.append(f"{name:<18}  {score} (validation)")
     if searched and "discretization_gap" in searched:
-        lines.append(f"discretisation gap  {searched['discretization_gap']:.2%} (lost when gates are rounded)")
+        gap = written(searched["discretization_gap"], metric)
+        lines.append(f"discretisation gap  {gap} (lost when gates are rounded)")
     if retrained:
         size = f"{retrained['parameters']:,} parameters, {retrained['multiply_adds']:,} multiply-adds"
-        lines.append(f"derived accuracy    {retrained['test_accuracy']:.2%} (test), {size}")
+        name, score = f"derived {word(metric)}", written(retrained["test_accuracy"], metric)
+        lines.append(f"{name:<18}  {score} (test), {size}")
     if searched and searched.get("decided_gates") is not None:
         lines.append(f"decided gates       {searched['decided_gates']:.1%} (under 0.1 or over 0.9)")
     result = searched or retrained

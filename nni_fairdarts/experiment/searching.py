@@ -239,6 +239,7 @@ def _search(config: RunConfig, parts: SearchParts, folder: Path, checkpoint: Pat
     result = {
         "folder": str(folder),
         "strategy": settings.strategy,
+        "metric": config.metric,
         "supernet_accuracy": _newest(history, config.metric),
         **{key: last[key] for key in ("decided_gates", "open_gates", "discretization_gap") if key in last},
         "skip_connections": skip_connections(parts.space, sample),

@@ -76,9 +76,9 @@ def chosen(recorded: Recorded, only: Sequence[str] = ()) -> dict[str, Callable[[
 def _all(recorded: Recorded) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """(name, what draws it) of every figure that a record has."""
     labels = list(sheets(recorded))
-    for label in labels:
-        if label in recorded.labels:  # not "choices"
-            yield f"cell_{stem(label)}", partial(derived, recorded, label)
+    gateless = [] if recorded.genotype is None else [label for label in CELLS if label not in labels]
+    for label in [label for label in labels if label in recorded.labels] + gateless:  # not "choices"
+        yield f"cell_{stem(label)}", partial(derived, recorded, label)
     for label in labels:
         yield f"gates_{stem(label)}", partial(matrices.gates, recorded, label)
     for label in labels:
@@ -99,9 +99,11 @@ def _all(recorded: Recorded) -> Iterator[tuple[str, Callable[[], Figure]]]:
 def derived(recorded: Recorded, label: str) -> Figure:
     """The cell that was derived, or that would be from the last epoch's gates."""
     edges = kept(recorded, label)
-    nodes = {node for node, _ in recorded.edges(label)}
     found = recorded.genotype is not None and label in CELLS
-    concat = getattr(recorded.genotype, f"{label}_concat") if found else sorted(nodes)
+    if found:
+        concat = getattr(recorded.genotype, f"{label}_concat")
+    else:
+        concat = sorted({node for node, _ in recorded.edges(label)})
     title = (
         f"Derived: {title_of(label)}" if found else f"What {title_of(label)} keeps after epoch {recorded.epochs[-1]}"
     )

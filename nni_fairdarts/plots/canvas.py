@@ -74,13 +74,18 @@ def write(figure: Figure, left: float, top: float, text: str, **settings):
 
 
 def over_epochs(ax: Axes, recorded: Recorded, label: bool = True, most: int = 8) -> None:
-    """Give ``ax`` the recorded epochs as its abscissa, in at most ``most`` steps; a single one stands in the middle."""
+    """Give ``ax`` the recorded epochs as its abscissa, in at most ``most`` steps; a single one stands in the middle.
+
+    Of a search in stages a dotted line stands where each one after the first begins.
+    """
     first, last = recorded.epochs[0], recorded.epochs[-1]
     margin = 0.03 * (last - first) or 0.5
     ax.set_xlim(first - margin, last + margin)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+    for begin in recorded.stage_begins:
+        ax.axvline(begin - 0.5, color=DROPPED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if label:
-        ax.set_xlabel("epoch")
+        ax.set_xlabel("epoch, stages between dotted lines" if recorded.stage_begins and most > 4 else "epoch")
 
 
 def gate_axis(ax: Axes, recorded: Recorded) -> None:

@@ -29,6 +29,9 @@ STRATEGIES = {
     "noisy_darts": "#56B4E9",
     "operation_strength_darts": "#AA4499",
     "zero_order_darts": "#117733",
+    "p_darts": "#661100",
+    "dr_nas": "#6699CC",
+    "random_search": "#BBBBBB",
 }
 """The color of every strategy; the last ones are Tol's."""
 

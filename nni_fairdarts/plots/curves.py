@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nni_fairdarts.errors import InputError
+from nni_fairdarts.metrics import is_share
 from nni_fairdarts.plots.canvas import NARROW, blank, diagram, gate_word, over_epochs, styled
 from nni_fairdarts.plots.colors import DROPPED
 from nni_fairdarts.plots.derived import dominant_skips
@@ -80,7 +81,8 @@ def decided(recorded: Recorded, figure: Figure | None = None) -> Figure:
     figure.set_layout_engine("constrained")
     upper, lower = figure.subplots(2, sharex=True)
     word = f"{gate_word(recorded)}s"
-    total = sum(recorded.gates(label)[-1].size for label in recorded.labels)
+    totals = dict.fromkeys(int(total) for total in recorded.series("gates_total") if not np.isnan(total))
+    total = " to ".join(str(number) for number in (*totals,)[:: max(1, len(totals) - 1)])  # of the first and last stage
     _line(upper, recorded, 100 * recorded.series("decided_gates"), 0)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("%")
@@ -102,7 +104,7 @@ def accuracy(recorded: Recorded, ax: Axes | None = None) -> Figure:
     if name is None:
         raise InputError(f"the search {recorded.name} was never validated, so there is no accuracy to show")
     ax = diagram(ax)
-    share = _is_share(name)
+    share = is_share(name)
     _line(ax, recorded, recorded.series(name) * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("%" if share else name)
@@ -167,14 +169,9 @@ def gap(recorded: Recorded, ax: Axes | None = None) -> Figure:
         raise InputError(f"no discretisation gap was measured in {recorded.name}; search with gap_batches above 0")
     ax = diagram(ax)
     ax.axhline(0, color=DROPPED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    share = _is_share(metric(recorded))
+    share = is_share(metric(recorded))
     _line(ax, recorded, values * (100 if share else 1), 0)
     over_epochs(ax, recorded)
     ax.set_ylabel("percentage points" if share else metric(recorded))
     ax.set_title(f"Discretisation gap: {'accuracy' if share else 'what is'} lost when gates are rounded")
     return ax.figure
-
-
-def _is_share(name: str | None) -> bool:
-    """Whether a metric is a share of 1, to be shown in %: the gap's, where nothing else is known, is."""
-    return name is None or name.endswith(("acc", "accuracy"))

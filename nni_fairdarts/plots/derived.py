@@ -17,13 +17,22 @@ def kept(recorded: Recorded, label: str) -> tuple[Edge, ...]:
 
     Nothing for what is no kind of cell.
     """
-    if label not in recorded.labels or not recorded.is_cell(label):
-        return ()
     if recorded.genotype is not None and label in CELLS:
         return getattr(recorded.genotype, label)
+    if label not in recorded.labels or not recorded.is_cell(label):
+        return ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it is the export that says so
         return _rule(recorded).cell(recorded.gates(label)[-1], recorded.operations(label), label=label)
+
+
+def kept_in_choice(recorded: Recorded, label: str) -> set[str]:
+    """What the choice ``label`` was derived with: candidates, inputs or values by name; nothing before the end."""
+    sample = (recorded.result or {}).get("nni_sample", {})
+    if label not in sample:
+        return set()
+    several = isinstance(sample[label], list) and str(sample[label]) not in recorded.operations(label)
+    return {str(name) for name in (sample[label] if several else [sample[label]])}
 
 
 def _rule(recorded: Recorded) -> Discretization:

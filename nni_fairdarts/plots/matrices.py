@@ -22,7 +22,7 @@ from nni_fairdarts.plots.canvas import (
     styled,
     write,
 )
-from nni_fairdarts.plots.derived import kept
+from nni_fairdarts.plots.derived import kept, kept_in_choice
 from nni_fairdarts.plots.groups import Group, looks_of, sheets, title_of
 from nni_fairdarts.recorded import Recorded
 
@@ -35,7 +35,8 @@ ROW, FOOT, BAR = 0.24, 0.12, 0.7  # inches
 def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figure:
     """The gates of the cells ``label``, or of all "choices", as colors and as numbers, after the last epoch.
 
-    Framed is what a cell keeps. Of a search that was stopped early they are those of the epoch that it derives from.
+    Framed is what is kept: by a cell, and by choices once the search is finished. Of a search that was stopped early
+    the gates are those of the epoch that it derives from.
     """
     known = sheets(recorded)
     if label not in known:
@@ -47,18 +48,17 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
     heights = [heading + ROW * len(group.rows) + FOOT for heading, group in zip(headings, groups, strict=True)]
     epoch = recorded.derived_epoch
     text = f"{gate_word(recorded).capitalize()}s of {title_of(label)} after epoch {epoch}"
-    frames = kept(recorded, label)
-    if frames:
+    frames = [_kept(recorded, label, group) for group in groups]
+    if any(frames):
         text += "; framed: kept" + (" by strength" if recorded.by_strength else "")
     title = 0.2 + 1.3 * LETTER * len(text)  # its letters are larger
     figure = blank(max(left + max(widths) + BAR, title, 4.2), TITLE + sum(heights), figure)
     write(figure, 0.1, 0.1, text, fontsize=10)
     top = TITLE
-    for group, width, height, heading in zip(groups, widths, heights, headings, strict=True):
+    for group, found, width, height, heading in zip(groups, frames, widths, heights, headings, strict=True):
         ax = place(figure, left, top + heading, width, ROW * len(group.rows))
         image = _matrix(ax, recorded, group)
-        for edge in frames:
-            row, column = group.edges.index((edge.node, edge.source)), group.operations.index(edge.operation)
+        for row, column in found:
             frame = Rectangle((column - 0.46, row - 0.42), 0.92, 0.84, fill=False, edgecolor="black", linewidth=1.2)
             frame.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
             ax.add_patch(frame)
@@ -68,6 +68,15 @@ def gates(recorded: Recorded, label: str, figure: Figure | None = None) -> Figur
     )
     figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.tick_params(labelsize=SMALL)
     return figure
+
+
+def _kept(recorded: Recorded, label: str, group: Group) -> list[tuple[int, int]]:
+    """(row, column) of what is kept."""
+    if group.edges:
+        edges = kept(recorded, label)
+        return [(group.edges.index((e.node, e.source)), group.operations.index(e.operation)) for e in edges]
+    names = enumerate(kept_in_choice(recorded, choice) for choice in group.rows)
+    return [(row, column) for row, found in names for column, name in enumerate(group.operations) if name in found]
 
 
 def _matrix(ax: Axes, recorded: Recorded, group: Group):

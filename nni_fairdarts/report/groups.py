@@ -35,7 +35,7 @@ OWNERS = {
     "search.warmup_epochs": (*_GRADIENT, "enas"),
     "search.temperature": ("gumbel_darts",),
     "search.batches_per_update": ("enas",),
-    "search.random_skips": ("random",),
+    "search.random_skips": ("random_search", "random"),
 }
 """{a setting: the strategies that have it}; the others pass over it, so their runs do not differ in it."""
 

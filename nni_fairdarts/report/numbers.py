@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nni_fairdarts.manager.spread import SCORE, Spread
 from nni_fairdarts.manager.table import clock, formatted
+from nni_fairdarts.metrics import is_share
 
 HEADINGS = {
     "test_accuracy": "accuracy, retrained",
@@ -48,7 +49,7 @@ def _text(key: str, metric: str, value: float, deviation: float | None = None) -
     if key == "seconds":
         return clock(value) if deviation is None else f"{clock(value)} ± {clock(deviation)}"
     if key in SCORES:
-        return formatted(SCORE, "accuracy" if metric == "val_acc" else "default", value, deviation)
+        return formatted(SCORE, "accuracy" if is_share(metric) else "default", value, deviation)
     if key == "decided_gates":
         return f"{value:.1%}" if deviation is None else f"{value * 100:.1f} ± {deviation * 100:.1f}%"
     if key == "skip_connections" and deviation is None and not float(value).is_integer():

@@ -2,5 +2,6 @@
 
 from nni_fairdarts.spaces.darts import DARTS
 from nni_fairdarts.spaces.s2 import S2
+from nni_fairdarts.spaces.sizes import resized
 
-__all__ = ["DARTS", "S2"]
+__all__ = ["DARTS", "S2", "resized"]

@@ -50,6 +50,7 @@ __all__ = [
     "read_whole_cells",
     "refuse",
     "refuse_twins",
+    "settle",
 ]
 
 OPERATIONS = (GatedLinear, GatedConv2d, GatedBatchNorm2d, GatedLayerNorm, GatedAttention)

@@ -1,6 +1,7 @@
 """The gated counterpart of NNI's ``Cell``."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from nni.nas.nn.pytorch import Cell
@@ -18,20 +19,28 @@ from nni_fairdarts.supernet.recompute import run
 
 
 class Edges(nn.ModuleList):
-    """The candidates on every edge of a cell, {operation: module} each."""
+    """The candidates on every edge of a cell, {operation: module} each, of the cell's ``operations``."""
 
     def __init__(
-        self, edges: Iterable[nn.ModuleDict] = (), recompute: bool = False, partial: PartialChannels | None = None
+        self,
+        edges: Iterable[nn.ModuleDict] = (),
+        operations: tuple[str, ...] = (),
+        recompute: bool = False,
+        partial: PartialChannels | None = None,
     ):
         super().__init__(edges)
+        self.operations = operations
         self.recompute = recompute
         self.partial = partial
+        columns = [(e, operations.index(name)) for e, edge in enumerate(self) for name in edge]
+        self.places = [e * len(operations) + column for e, column in columns]  # of the candidates' gates
 
     def forward(self, states: list[Tensor], gates: Tensor, weights: Tensor) -> list[Tensor]:
         """``states`` with those of all nodes behind them; gates (edges, operations), weights of the edges (edges,)."""
         states = list(states)
         seen = states if self.partial is None else [self.partial.seen(x) for x in states]
-        gates = iter(gates.flatten().unbind())  # scalars in (0, 1)
+        scalars = gates.flatten().unbind()  # in (0, 1)
+        gates = iter([scalars[place] for place in self.places])
         edges, done = iter(self), 0
         while done < len(self):
             outputs = (run(op, x, recompute=self.recompute) for x in seen for op in next(edges).values())
@@ -59,7 +68,8 @@ class GatedCell(GatedModule):
     an edge, as DARTS' softmax does, "none" has a share.
 
     ``alpha`` is (edges, operations, and "none" before them where it has a share), edges in the order node 2 from 0, 1;
-    node 3 from 0, 1, 2; ... ``beta``, (edges,) or None: the edges into a node have weights that share 1.
+    node 3 from 0, 1, 2; ... ``beta``, (edges,) or None: the edges into a node have weights that share 1. ``left``,
+    (edges, n) or None: α's columns of what the edges still have; the gates of the others are 0.
     """
 
     def __init__(self, cell: Cell, alpha: nn.Parameter, options: SupernetOptions, beta: nn.Parameter | None = None):
@@ -77,9 +87,16 @@ class GatedCell(GatedModule):
         self.operations = tuple(cell.op_candidates_factory)
         part = options.partial_channels
         made_by = cell.op_candidates_factory if part == 1 else narrowed(cell, part)
-        candidates = (self._candidates(made_by, node, source) for node, source in self.edge_indices())
-        self.edges = Edges(candidates, options.recompute, None if part == 1 else PartialChannels(part))
-        if options.candidate_norm == "paper" and isinstance(self.preprocessor, nn.Module):
+        left = options.left.get(cell.label)
+        self.register_buffer("left", None if left is None else left.to(alpha.device), persistent=False)
+        there = self.choices()[0].there().tolist()
+        candidates = (
+            self._candidates(made_by, node, source, row)
+            for (node, source), row in zip(self.edge_indices(), there, strict=True)
+        )
+        passing = None if part == 1 else PartialChannels(part)
+        self.edges = Edges(candidates, self.operations, options.recompute, passing)
+        if options.candidate_norm != "space" and isinstance(self.preprocessor, nn.Module):
             drop_scales(self.preprocessor)
         for mutable in cell.simplify().values():  # the space keeps its labels, for strategies that come after
             self.add_mutable(mutable)
@@ -92,11 +109,10 @@ class GatedCell(GatedModule):
         return tuple(f"{self.label}/{node}_{source}" for node, source in self.edge_indices())
 
     def choices(self):
-        options, rows = self.options, self.edge_labels()
+        gates = partial(self.options.gates, left=self.left)
         weights = None if self.beta is None else self.edge_weights
-        return (
-            Choice(self.label, self.operations, self.alpha, options.gates, options.relaxation.shared, rows, weights),
-        )
+        exclusive, rows = self.options.relaxation.shared, self.edge_labels()
+        return (Choice(self.label, self.operations, self.alpha, gates, exclusive, rows, weights, self.left),)
 
     def edge_weights(self) -> Tensor:
         """What scales each edge, (edges,): 1, or those into a node share 1."""
@@ -110,7 +126,7 @@ class GatedCell(GatedModule):
         if self.beta is not None:
             yield self.beta
 
-    def _candidates(self, made_by, node: int, source: int) -> nn.ModuleDict:
+    def _candidates(self, made_by, node: int, source: int, there: list[bool]) -> nn.ModuleDict:
         ops, _ = create_cell_op_candidates(made_by, node, 0, source)
         if zeros := [name for name, op in ops.items() if is_zero(name, op)]:
             raise InputError(
@@ -118,13 +134,15 @@ class GatedCell(GatedModule):
                 "with a gate on every operation an edge is off when all its gates are"
             )
         ops = {name: disturbed(op, self.options.moving) for name, op in ops.items()}
-        if self.options.candidate_norm == "paper":
+        if self.options.candidate_norm != "space":
             for op in ops.values():
                 drop_scales(op)
+        if self.options.candidate_norm == "paper":
             whole = self.options.partial_channels == 1 and isinstance(self.preprocessor, nn.Module)
             kin = [self.preprocessor] if whole else []
             ops = normalize_pooling(ops, kin, f"Cell {self.label!r}, edge {source} to {node}")
-        return nn.ModuleDict(ops).to(self.options.like)
+        wanted = {name: op for (name, op), left in zip(ops.items(), there, strict=True) if left}
+        return nn.ModuleDict(wanted).to(self.options.like)
 
     @property
     def label(self) -> str:

@@ -1,7 +1,7 @@
 """What every gated module of a supernet has in common."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nni_fairdarts._nni import BaseSuperNetModule, weighted_sum
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.errors import InputError
-from nni_fairdarts.gates import Relaxation
+from nni_fairdarts.gates import Relaxation, of_some
 from nni_fairdarts.supernet.moving import Moving
 from nni_fairdarts.supernet.recompute import run
 
@@ -31,7 +31,8 @@ class SupernetOptions:
     ``like`` is one of the space's parameters: what is made new is of its dtype and on its device. α is drawn with mean
     ``alpha_init`` and standard deviation ``alpha_spread``. ``export`` is one of EXPORTS; ``recompute``: candidates are
     computed again in the backward pass instead of being kept. ``partial_channels``: K, the candidates of cells see 1/K
-    of the channels; ``edge_normalization``: the edges of cells have weights.
+    of the channels; ``edge_normalization``: the edges of cells have weights. ``left``: {label of a cell: α's columns
+    (edges, n) of what its edges still have}; a cell that is not in it has all.
     """
 
     relaxation: Relaxation
@@ -45,16 +46,17 @@ class SupernetOptions:
     partial_channels: int = 1
     edge_normalization: bool = False
     moving: Moving = field(default_factory=Moving)
+    left: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def gates(self, alpha: Tensor) -> Tensor:
-        """α (..., candidates) as gates, at the present temperature."""
-        return self.relaxation.gates(self.warm(alpha))
+    def gates(self, alpha: Tensor, left: Tensor | None = None) -> Tensor:
+        """α (..., candidates) as gates, at the present temperature; 0 but for the columns ``left``, where given."""
+        return of_some(self.relaxation.gates, self.warm(alpha), left)
 
-    def draw(self, label: str, alpha: Tensor) -> Tensor:
+    def draw(self, label: str, alpha: Tensor, left: Tensor | None = None) -> Tensor:
         """What ``gates`` gives or, where the relaxation draws, what is drawn under ``label`` in this forward pass."""
         if self.relaxation.draw is None:
-            return self.gates(alpha)
-        return self.moving.once(label, lambda: self.relaxation.draw(self.warm(alpha)))
+            return self.gates(alpha, left)
+        return self.moving.once(label, lambda: of_some(self.relaxation.draw, self.warm(alpha), left))
 
     def warm(self, alpha: Tensor) -> Tensor:
         return alpha if self.moving.warmth == 1 else alpha / self.moving.warmth
@@ -74,7 +76,8 @@ class Choice:
 
     ``exclusive``: the gates share 1, one of them is kept; else each is its own. ``rows``: names of α's rows where it
     has two dimensions. Where α has one more column than there are operations, its first is that of "none".
-    ``row_weights``: of rows that have weights of their own, (rows,).
+    ``row_weights``: of rows that have weights of their own, (rows,). ``left``: α's columns (rows, n) of what there
+    still is; None for all.
     """
 
     label: str
@@ -84,6 +87,7 @@ class Choice:
     exclusive: bool = False
     rows: tuple[str, ...] = ()
     row_weights: Callable[[], Tensor] | None = None
+    left: Tensor | None = None
 
     def gates(self) -> Tensor:
         """Gates in (0, 1), (..., operations)."""
@@ -99,11 +103,38 @@ class Choice:
         """α at which every gate is exactly 0 or 1: each rounded or, of one of many, the largest 1 and the others 0."""
         with torch.no_grad():
             gates = self.gates()
-            largest = nn.functional.one_hot(gates.argmax(-1), gates.shape[-1]).bool()
+            largest = nn.functional.one_hot(gates.masked_fill(~self.there(), -1).argmax(-1), gates.shape[-1]).bool()
             kept = largest if self.exclusive else gates >= 0.5
             rounded = torch.full_like(self.alpha, -DECIDED)
             rounded[..., -len(self.operations) :][kept] = DECIDED
             return rounded
+
+    def there(self) -> Tensor:
+        """Which gates there still are, (..., operations)."""
+        alpha = self.alpha
+        there = torch.ones_like(alpha) if self.left is None else torch.zeros_like(alpha).scatter(-1, self.left, 1)
+        return there[..., -len(self.operations) :].bool()
+
+    def present(self) -> Tensor:
+        """The gates that there still are, as a vector."""
+        gates = self.gates()
+        return gates.flatten() if self.left is None else gates[self.there()]
+
+    def competing(self) -> Tensor:
+        """α of what there still is, (..., candidates)."""
+        return self.alpha if self.left is None else self.alpha.gather(-1, self.left)
+
+    def strongest(self, count: int) -> Tensor:
+        """α's columns (rows, at most ``count``) of the largest gates among what there is, in α's order.
+
+        The earlier of equals; "none" is one of them.
+        """
+        with torch.no_grad():
+            gates = self.relaxation(self.alpha)
+            if self.left is not None:
+                gates = gates - 1 + torch.zeros_like(gates).scatter(-1, self.left, 1)
+            count = min(count, self.competing().shape[-1])
+            return gates.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def weights(self) -> dict[str, tuple[tuple, Tensor]]:
         """{label, or name of a row: (operations, their gates)}, with gradient."""
@@ -137,7 +168,7 @@ class GatedModule(BaseSuperNetModule):
 
     def drawn(self) -> Tensor:
         """Gates of a forward pass in training, (..., operations)."""
-        return self.options.draw(self.label, self.alpha)[..., -len(self.operations) :]
+        return self.options.draw(self.label, self.alpha, self.choices()[0].left)[..., -len(self.operations) :]
 
     def gate_values(self) -> list:
         """What scales each operation, or ranks it, as nested lists of Python floats, without gradient."""

@@ -39,9 +39,10 @@ class GatedLayer(LayerChoice, GatedModule):
             )
         options: SupernetOptions = mutate_kwargs[OPTIONS_KEY]
         candidates = module.candidates
-        if options.candidate_norm == "paper":
+        if options.candidate_norm != "space":
             for candidate in module:
                 drop_scales(candidate)
+        if options.candidate_norm == "paper":
             normal = normalize_pooling({n: module[n] for n in module.names}, (), f"LayerChoice {module.label!r}")
             normal = {name: candidate.to(options.like) for name, candidate in normal.items()}
             candidates = normal if isinstance(candidates, dict) else list(normal.values())

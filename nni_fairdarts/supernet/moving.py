@@ -11,20 +11,31 @@ from torch.nn.functional import dropout
 from nni_fairdarts.errors import InputError
 
 
-def _constant(share: float) -> float:
+def _constant(epoch: int, epochs: int) -> float:
     return 1.0
 
 
-def _linear(share: float) -> float:
-    return max(0.0, 1 - share)
+def _linear(epoch: int, epochs: int) -> float:
+    return max(0.0, 1 - epoch / epochs)
 
 
-def _cosine(share: float) -> float:
-    return (1 + math.cos(math.pi * min(share, 1.0))) / 2
+def _cosine(epoch: int, epochs: int) -> float:
+    return (1 + math.cos(math.pi * min(epoch / epochs, 1.0))) / 2
 
 
-DECAYS: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
-"""How a strength falls, by name: the share of the epochs that are over, from 0, -> a factor from 1; 0 at their end."""
+def _p_darts(epoch: int, epochs: int) -> float:
+    """(E - e - 1) / E, and e^(-0.2 (e - 10)) from epoch 10 on, at P-DARTS' E = 25; stretched to other numbers."""
+    early = epoch < 0.4 * epochs
+    return (epochs - epoch - 1) / epochs if early else math.exp(-5 * (epoch / epochs - 0.4))
+
+
+DECAYS: dict[str, Callable[[int, int], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "p_darts": _p_darts,
+}
+"""How a strength falls, by name: epoch, counted from 0, of so many -> a factor, at most 1."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,8 @@ class Disturbance:
         skip_dropout: share of the values that skip connections of stride 1 put out which are set to 0 (P-DARTS).
         operation_dropout: probability with which an operation of a cell or a choice is left out of a forward pass.
         edge_dropout: probability with which an edge of a cell is.
-        decay: how all of these fall: constant, linear or cosine.
-        decay_epochs: the epoch in which they have fallen to 0; unset for the last one of the search.
+        decay: how all of these fall: constant, linear, cosine, or p_darts (P-DARTS' own, in two parts).
+        decay_epochs: the epochs that they fall over; unset for those of the search, or of each of its stages.
 
     What is kept is scaled by 1 / (1 - p). Raises InputError for values out of range.
     """
@@ -91,10 +102,10 @@ class Moving:
     def __deepcopy__(self, memo):  # of a module: copies move with the supernet
         return self
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """What holds in an epoch, counted from 0, of a search of so many."""
-        over = epoch / (self.disturbance.decay_epochs or max(epochs, 1))
-        self.strength = DECAYS[self.disturbance.decay](over)
+    def begin_epoch(self, epoch: int, epochs: int, of_stage: tuple[int, int] | None = None) -> None:
+        """What holds in an epoch, counted from 0, of a search of so many; ``of_stage``: the same of its stage."""
+        within, length = of_stage or (epoch, epochs)
+        self.strength = DECAYS[self.disturbance.decay](within, self.disturbance.decay_epochs or max(length, 1))
         start, end = self.temperature
         self.warmth = start * (end / start) ** (epoch / max(epochs - 1, 1))
 

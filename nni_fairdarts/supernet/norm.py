@@ -13,8 +13,9 @@ from nni_fairdarts.errors import InputError
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
-CANDIDATE_NORMS = ("paper", "space")
-"""paper: no learnable scales inside cells and choices, a batch norm after each pooling; space: as it was built."""
+CANDIDATE_NORMS = ("paper", "unscaled", "space")
+"""paper: no learnable scales inside cells and choices, a batch norm after each pooling; unscaled: the first of these
+alone, as DrNAS has it; space: as it was built."""
 
 
 def drop_scales(module: nn.Module) -> None:

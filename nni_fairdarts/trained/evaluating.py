@@ -12,6 +12,7 @@ from torch import nn
 from nni_fairdarts.checkpoints import numbers
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.guests import size_of, validation_batches
+from nni_fairdarts.metrics import word, written
 from nni_fairdarts.trained.loading import Trained
 
 
@@ -19,9 +20,10 @@ from nni_fairdarts.trained.loading import Trained
 class Evaluation:
     """What a trained network came to.
 
-    ``accuracy``: the run's metric, in [0, 1] of images; ``top5``: that the class is among the five likeliest, where
-    there are more than ten classes. ``loss``: mean cross entropy, None where the evaluator logs no val_loss.
-    ``seconds``: of the network alone, in all; ``metrics``: all that the evaluator has logged.
+    ``accuracy``: what the run is judged by, its ``metric``; of val_acc in [0, 1] of images. ``top5``: that the class is
+    among the five likeliest, where there are more than ten classes. ``loss``: mean cross entropy, None where the
+    evaluator logs no val_loss. ``seconds``: of the network alone, in all; ``metrics``: all that the evaluator has
+    logged.
     """
 
     accuracy: float
@@ -32,13 +34,14 @@ class Evaluation:
     seconds: float
     device: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "val_acc"
 
     def to_json(self) -> dict:
         """The evaluation as JSON values."""
         return {**asdict(self), "seconds_per_image": self.seconds / self.images}
 
     def __str__(self) -> str:
-        lines = [("accuracy", f"{self.accuracy:.2%}")]
+        lines = [(word(self.metric), written(self.accuracy, self.metric))]
         if self.top5 is not None:
             lines.append(("top-5 accuracy", f"{self.top5:.2%}"))
         if self.loss is not None:
@@ -82,6 +85,7 @@ def evaluate(trained: Trained) -> Evaluation:
         seconds=clock.seconds,
         device=clock.device,
         metrics=metrics,
+        metric=trained.config.metric,
     )
 
 

@@ -25,11 +25,20 @@ class FusedEdges(nn.Module):
         self.places = _by_source(indices)
         self.recompute = recompute
         self.partial = edges.partial
-        self.sources = nn.ModuleList(
-            nn.ModuleDict({name: _together([edges[k][name] for k in places]) for name in edges[places[0]]})
+        self.operations = edges.operations
+        self.holders = [
+            {name: held for name in self.operations if (held := [k for k in places if name in edges[k]])}
             for places in self.places
+        ]
+        self.sources = nn.ModuleList(
+            nn.ModuleDict({name: _together([edges[k][name] for k in held]) for name, held in holders.items()})
+            for holders in self.holders
         )
-        self.plans = [[plan_of(module) for module in source.values()] for source in self.sources]
+        self.plans = [{name: plan_of(module) for name, module in source.items()} for source in self.sources]
+        self.groups = [
+            _alike({name: holders[name] for name, plan in plans.items() if plan is not None}, places)
+            for holders, plans, places in zip(self.holders, self.plans, self.places, strict=True)
+        ]
         self._norms = [module for module in self.modules() if isinstance(module, StackedNorm)]
         self._skeleton = (copy.deepcopy(edges).to("meta"),)  # in a tuple: none of its weights are this module's
         if not edges.training:
@@ -42,9 +51,9 @@ class FusedEdges(nn.Module):
         states, rows = list(states), gates.unbind()
         terms: list[list[Tensor]] = [[] for _ in self.places[0]]  # of every node
         done = 0  # edges into the nodes so far
-        for i, (source, plans, places) in enumerate(zip(self.sources, self.plans, self.places, strict=True)):
+        for i, places in enumerate(self.places):
             seen = states[i] if self.partial is None else self.partial.seen(states[i])
-            leaving = self._leaving(seen, source, plans, torch.stack([rows[k] for k in places]))
+            leaving = self._leaving(i, seen, [rows[k] for k in places])
             first = max(i + 1, self.inputs)
             for node, images in enumerate(leaving, first):
                 terms[node - self.inputs] += images
@@ -56,21 +65,24 @@ class FusedEdges(nn.Module):
                 states.append(total if self.partial is None else self.partial.joined(total, states, into))
         return states
 
-    def _leaving(self, x: Tensor, source: nn.ModuleDict, plans: list, gates: Tensor) -> list[list[Tensor]]:
-        """What each edge adds to its node: images, and vectors for all pixels."""
-        leaving: list[list[Tensor]] = [[] for _ in gates]
-        known = [k for k, plan in enumerate(plans) if plan is not None]
-        if known:
+    def _leaving(self, i: int, x: Tensor, rows: list[Tensor]) -> list[list[Tensor]]:
+        """What each edge from state i adds to its node: images, and vectors for all pixels. ``rows``: its gates."""
+        leaving: list[list[Tensor]] = [[] for _ in rows]
+        plans, column = self.plans[i], self.operations.index
+        for edges, names in self.groups[i]:
+            gates = torch.stack([rows[e] for e in edges])
+            if len(names) < len(self.operations):
+                gates = torch.stack([gates[:, column(name)] for name in names], 1)
             kind = source_for(x, self._norms)
-            seen = gates if len(known) == len(plans) else torch.stack([gates[:, k] for k in known], 1)
-            images, constants = kind(x, [plans[k] for k in known], seen, not self.recompute).run()
-            for e, image in enumerate(images):
-                leaving[e] += [image] if constants is None else [image, constants[e].view(-1, 1, 1)]
-        for k, candidates in enumerate(source.values()):
-            if plans[k] is None:
-                for e, candidate in enumerate(candidates):
+            images, constants = kind(x, [plans[name] for name in names], gates, not self.recompute).run()
+            for k, (e, image) in enumerate(zip(edges, images, strict=True)):
+                leaving[e] += [image] if constants is None else [image, constants[k].view(-1, 1, 1)]
+        for name, candidates in self.sources[i].items():
+            if plans[name] is None:
+                for place, candidate in zip(self.holders[i][name], candidates, strict=True):
+                    e = self.places[i].index(place)
                     output = run(candidate, x, recompute=self.recompute)
-                    leaving[e].append(gates[e, k] * output)
+                    leaving[e].append(rows[e][column(name)] * output)
         return leaving
 
     # -- the plain list -----------------------------------------------------------------------------------------------
@@ -101,7 +113,7 @@ class FusedEdges(nn.Module):
 
     def gains(self) -> bool:
         """Whether there is anything to share but the states themselves."""
-        known = [plan for plans in self.plans for plan in plans if plan is not None]
+        known = [plan for plans in self.plans for plan in plans.values() if plan is not None]
         return any(isinstance(plan, Chain) or plan.pooling is not None for plan in known)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,11 +124,12 @@ class FusedEdges(nn.Module):
     def names(self) -> dict[str, list[str]]:
         """{name of a tensor here: its names in the plain list, edge by edge}."""
         found = {}
-        for i, (source, plans, places) in enumerate(zip(self.sources, self.plans, self.places, strict=True)):
-            for (operation, module), plan in zip(source.items(), plans, strict=True):
+        for i, (source, plans, holders) in enumerate(zip(self.sources, self.plans, self.holders, strict=True)):
+            for operation, module in source.items():
+                places = holders[operation]
                 for path in module.state_dict():
                     own = f"sources.{i}.{operation}.{path}"
-                    if plan is None:
+                    if plans[operation] is None:
                         e, _, inside = path.partition(".")
                         found[own] = [f"{places[int(e)]}.{operation}.{inside}"]
                     else:
@@ -130,6 +143,14 @@ def _by_source(indices: list[tuple[int, int]]) -> list[list[int]]:
     for k, (_, source) in enumerate(indices):
         places.setdefault(source, []).append(k)
     return [places[source] for source in sorted(places)]
+
+
+def _alike(holders: dict[str, list[int]], places: list[int]) -> list[tuple[list[int], list[str]]]:
+    """(edges by their number among ``places``, operations that just these have): each is computed at once."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, held in holders.items():
+        groups.setdefault(tuple(places.index(k) for k in held), []).append(name)
+    return [(list(edges), names) for edges, names in groups.items()]
 
 
 def _together(candidates: list[nn.Module]) -> nn.Module:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from nni.nas.strategy import GumbelDARTS, RandomOneShot
 from pytorch_lightning.utilities import CombinedLoader
@@ -177,6 +178,8 @@ class Watched:
             ) from error
 
     def mutate_evaluator(self, evaluator):
+        if not isinstance(evaluator, Lightning):  # NNI says what it takes
+            return super().mutate_evaluator(evaluator)
         self._checkpoints = checkpoints_of(evaluator.trainer)
         check_module(evaluator.module)
         if not isinstance(self, RandomOneShot):  # Lightning takes its steps

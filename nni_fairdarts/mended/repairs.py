@@ -23,13 +23,16 @@ class SeededSampling:
     """Mixed into the module of the random strategy: networks are drawn with torch's generator."""
 
     def resample(self) -> dict:
-        sample = self.export()
+        sample = self.drawn()
         for module in self.supernet_modules():
             module.resample(memo=sample)
         return sample
 
     def export(self) -> dict:
         """A network drawn at random: the strategy learns nothing of which is good."""
+        return self.drawn()
+
+    def drawn(self) -> dict:
         generator = np.random.RandomState(int(torch.randint(2**31, ())))
         return {label: choice.random(random_state=generator) for label, choice in self.model.simplify().items()}
 
@@ -39,8 +42,8 @@ class ExactSkips(SeededSampling):
 
     skips: int
 
-    def export(self) -> dict:
-        sample = super().export()
+    def drawn(self) -> dict:
+        sample = super().drawn()
         cell = next(module for module in self.supernet_modules() if getattr(module, "label", None) == "normal")
         return with_skips(sample, self.skips, cell.op_names, np.random.RandomState(int(torch.randint(2**31, ()))))
 
@@ -62,6 +65,21 @@ def with_skips(sample: dict, skips: int, operations: list[str], generator: np.ra
     for index, label in enumerate(slots):
         sample[label] = SKIP if index in skipped else others[generator.randint(len(others))]
     return sample
+
+
+class DrawnOnce:
+    """Mixed in before ``SeededSampling``: what is derived is drawn when the training ends, and stays."""
+
+    derived: dict | None = None
+
+    def on_fit_end(self):
+        self.derived = self.drawn()  # where the random state is that of the checkpoint, after an interruption too
+        return super().on_fit_end()
+
+    def export(self) -> dict:
+        if self.derived is None:
+            self.derived = self.drawn()
+        return dict(self.derived)
 
 
 class StrongestPath:

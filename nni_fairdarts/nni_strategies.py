@@ -1,14 +1,15 @@
 """FairDARTS, its kin, and NNI's own one-shot strategies: by name, validated, recorded and reported by the same code."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import nni.nas.strategy
 
 from nni_fairdarts import family
 from nni_fairdarts.config import SearchConfig
 from nni_fairdarts.early import EarlyStopping
-from nni_fairdarts.nni_strategies import repairs
-from nni_fairdarts.nni_strategies.recorded import Watched
+from nni_fairdarts.mended import repairs
+from nni_fairdarts.mended.recorded import Watched
+from nni_fairdarts.stages import Stage
 from nni_fairdarts.strategy import FairDARTS, GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
 
@@ -22,6 +23,8 @@ def _parts(settings: SearchConfig, own: type[GatedSearch]) -> dict:
     disturbance = {name: given.pop(name) for name in [f.name for f in fields(Disturbance)] if name in given}
     if disturbance:
         given["disturbance"] = replace(preset.get("disturbance", Disturbance()), **disturbance)
+    if "stages" in given:
+        given["stages"] = tuple(Stage(**asdict(stage)) for stage in given["stages"])
     rules = given.pop("early_stopping", None)
     early = {name: given.pop(key) for key, name in EARLY.items() if key in given}
     stopping = preset.get("early_stopping")
@@ -46,10 +49,10 @@ def _kin(own: type[GatedSearch]):
     """Arguments of one of FairDARTS' kin: its own settings, but for those that have no value of their own."""
 
     def arguments(settings: SearchConfig, metric: str, penalty) -> dict:
-        optional = {"arc_learning_rate": settings.arc_learning_rate, "warmup_epochs": settings.warmup_epochs}
-        shared = ("single_level", "candidate_norm", "recompute", "fused", "compile", "cuda_graphs")
+        optional = ("arc_learning_rate", "warmup_epochs", "candidate_norm")
+        shared = ("single_level", "recompute", "fused", "compile", "cuda_graphs")
         return {
-            **{name: value for name, value in optional.items() if value is not None},
+            **{name: getattr(settings, name) for name in optional if getattr(settings, name) is not None},
             **{name: getattr(settings, name) for name in shared},
             "gradient_clip_val": settings.gradient_clip_val or None,
             "penalty": penalty,
@@ -72,7 +75,7 @@ def _fairdarts(settings: SearchConfig, metric: str, penalty) -> dict:
         "single_level": settings.single_level,
         "warmup_epochs": settings.warmup_epochs or 0,
         "gradient_clip_val": settings.gradient_clip_val or None,
-        "candidate_norm": settings.candidate_norm,
+        "candidate_norm": settings.candidate_norm or "paper",
         "recompute": settings.recompute,
         "fused": settings.fused,
         "compile": settings.compile,
@@ -106,15 +109,22 @@ def _random(settings: SearchConfig, metric: str, penalty) -> dict:
     return {}
 
 
+def _random_search(settings: SearchConfig, metric: str, penalty) -> dict:
+    return {} if settings.random_skips is None else {"skips": settings.random_skips}
+
+
 STRATEGIES = {
     "fairdarts": (FairDARTS, _fairdarts),
     "second_order_darts": _kin(family.SecondOrderDARTS),
+    "p_darts": _kin(family.PDARTS),
     "pc_darts": _kin(family.PCDARTS),
+    "dr_nas": _kin(family.DrNAS),
     "darts_plus": _kin(family.DARTSPlus),
     "robust_darts": _kin(family.RobustDARTS),
     "noisy_darts": _kin(family.NoisyDARTS),
     "operation_strength_darts": _kin(family.OperationStrengthDARTS),
     "zero_order_darts": _kin(family.ZeroOrderDARTS),
+    "random_search": (family.RandomSearch, _random_search),
     "darts": (nni.nas.strategy.DARTS, _darts),
     "gumbel_darts": (nni.nas.strategy.GumbelDARTS, _gumbel_darts),
     "proxyless": (nni.nas.strategy.Proxyless, _darts),
@@ -133,9 +143,10 @@ REPAIRS = {
 def build(settings: SearchConfig, metric: str = "val_acc", penalty: dict | None = None):
     """The configured strategy, ``Watched``. ``metric``: what enas is rewarded with; ``penalty``: of fairdarts."""
     base, arguments = STRATEGIES[settings.strategy]
-    strategy = type(base.__name__, (Watched, base), {})(**arguments(settings, metric, penalty))
+    watched = base if issubclass(base, Watched) else type(base.__name__, (Watched, base), {})
+    strategy = watched(**arguments(settings, metric, penalty))
     strategy.threshold = settings.threshold
-    strategy.repairs = REPAIRS.get(settings.strategy, ())
-    if settings.random_skips is not None:
+    strategy.repairs = REPAIRS.get(settings.strategy, strategy.repairs)
+    if settings.strategy == "random" and settings.random_skips is not None:
         strategy.repairs = (type("ExactSkips", (repairs.ExactSkips,), {"skips": settings.random_skips}),)
     return strategy
