@@ -1,5 +1,7 @@
 """The experiments under examples/nni, paper and family: valid for NNI, for its tuner, and for the trials they start."""
 
+import json
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from nni_fairdarts.config import OURS, RunConfig
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.manager.commands import check_command, trial_config
+from nni_fairdarts.manager.records import Experiment, Trial
 from nni_fairdarts.nni_strategies import build
 from nni_fairdarts.parameters import applied
 
@@ -148,6 +151,31 @@ def test_the_recipes_are_the_published_ones():
         found = (s.epochs, s.batch_size, s.learning_rate, s.learning_rate_min, s.arc_learning_rate)
         assert (*found, space.width, space.num_cells) == others.get(path.stem, darts)
         assert (s.momentum, s.weight_decay, s.gradient_clip_val, s.train_portion) == (0.9, 3e-4, 5, 0.5)
+
+
+def test_the_familys_table_is_of_means_over_the_seeds_beside_what_a_step_costs(tmp_path):
+    run = runpy.run_path(str(FAMILY.parent / "run.py"), run_name="run")
+    rows = [("p_darts, stage 1 of 3", 0.5, 10), ("p_darts, stage 2 of 3", 9, 9), ("p_darts, stage 3 of 3", 2, 1024)]
+    rows = [
+        {"strategy": name, "status": "measured", "step": {"seconds": seconds}, "peak_bytes": mib * 2**20}
+        for name, seconds, mib in rows
+    ]
+    (tmp_path / "costs.json").write_text(json.dumps({"rows": [*rows, {"strategy": "darts", "status": "failed"}]}))
+    run["costs"].__globals__["COSTS"] = tmp_path / "costs.json"
+    found = {"parameters": 1000, "supernet_accuracy": 0.5}
+    results = [
+        ("p_darts", {**found, "default": 0.98, "normal_skips": 1, "discretization_gap": -0.01}),
+        ("darts", {**found, "default": 0.9}),
+        ("p_darts", {**found, "default": 0.99, "normal_skips": 2, "discretization_gap": 0.01}),
+        ("p_darts", None),
+    ]
+    trials = tuple(Trial(i, str(i), "succeeded", name, i, result=result) for i, (name, result) in enumerate(results))
+    lines = run["table"](Experiment("id", "", tmp_path, trials), run["costs"]()).splitlines()
+    assert lines[2:] == [
+        "| `p_darts` | 2 | 98.50 ± 0.71 % | 1.5 ± 0.7 | 0.00 ± 1.41 % | 1,000 ± 0 | 50.00 ± 0.00 % "
+        "| 0.50 to 2.00 s | 10 to 1,024 MiB |",
+        "| `darts` | 1 | 90.00 % | – | – | 1,000 | 50.00 % |  |  |",
+    ]
 
 
 SPACE = {"seed": {"_type": "choice", "_value": [0]}}
