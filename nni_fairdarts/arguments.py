@@ -1,5 +1,6 @@
 """Between ``RunConfig`` and jsonargparse: flags, YAML files, and errors that list what is known."""
 
+import copy
 import difflib
 import re
 from dataclasses import asdict, fields
@@ -87,7 +88,7 @@ def changed(config: RunConfig, values: dict) -> RunConfig:
         section = nested
         for key in sections:
             section = section[key]
-        section[field] = value
+        section[field] = copy.deepcopy(value)  # a parser writes into lists
     try:
         return run_config(parser.parse_object(nested))
     except (ArgumentError, TypeError, ValueError) as error:

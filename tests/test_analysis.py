@@ -134,10 +134,12 @@ def test_a_start_that_is_nearly_another_eigenvalues_vector_does_not_stay_there(v
 
 def test_what_has_not_converged_says_so():
     values = torch.linspace(-1, 1, 100, dtype=torch.float64)
-    found = analysis.largest_eigenvalue(lambda v: values * v, torch.ones(100), tolerance=1e-6, most=20)
+    found = analysis.largest_eigenvalue(
+        lambda v: values * v, torch.ones(100, dtype=torch.float64), tolerance=1e-6, most=20
+    )
     assert (found.products, found.to_json()["converged"]) == (20, False)
     assert 1e-6 < 1 - found.largest <= found.residual
-    enough = analysis.largest_eigenvalue(lambda v: values * v, torch.ones(100), tolerance=1e-6)
+    enough = analysis.largest_eigenvalue(lambda v: values * v, torch.ones(100, dtype=torch.float64), tolerance=1e-6)
     assert enough.converged
     assert 1 - 1e-6 <= enough.largest < 1 + 1e-10
     with pytest.raises(InputError, match="no finite second derivatives"):

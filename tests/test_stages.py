@@ -1,5 +1,6 @@
 """Searches in stages: what each stage keeps, drops, carries over and begins anew, fused or not, and across a kill."""
 
+import copy
 import math
 
 import pytest
@@ -11,13 +12,16 @@ from test_nni_strategies import tiny
 from torch import nn
 
 from nni_fairdarts import FairDARTS, Genotype, InputError, experiment
-from nni_fairdarts.config import PartsConfig, SearchConfig
+from nni_fairdarts.arguments import read_config
+from nni_fairdarts.config import PartsConfig, RunConfig, SearchConfig, to_yaml
+from nni_fairdarts.config.parts import StageConfig
 from nni_fairdarts.early import EarlyStopping
 from nni_fairdarts.family import PDARTS, DrNAS
 from nni_fairdarts.folder import read_json
 from nni_fairdarts.gates import RELAXATIONS, of_some
 from nni_fairdarts.history import read_history
 from nni_fairdarts.nni_strategies import build
+from nni_fairdarts.parameters import applied
 from nni_fairdarts.spaces import DARTS, resized
 from nni_fairdarts.stages import Stage, first_epochs
 from nni_fairdarts.supernet import GatedCell
@@ -307,6 +311,17 @@ def test_a_configuration_has_stages():
     strategy = build(SearchConfig(strategy="p_darts", parts=PartsConfig(**parts)))
     assert strategy.stages == (Stage(cells=3), Stage(operations=4, keep=True, share=2.0))
     assert build(SearchConfig(strategy="p_darts", parts=PartsConfig(stages=[]))).stages == ()
+
+
+def test_a_trials_parameters_have_stages(tmp_path):
+    """From a trial's parameters, which stay as they are, into a configuration's file, and back."""
+    given = {"strategy": {"_name": "p_darts", "parts.stages": [{"cells": 3}, {"operations": 4, "keep": True}]}}
+    before = copy.deepcopy(given)
+    config = applied(RunConfig(), given)
+    assert given == before
+    assert config.search.parts.stages == [StageConfig(cells=3), StageConfig(operations=4, keep=True)]
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
