@@ -18,7 +18,7 @@ BY_NAME = {
     "second_order_darts": {},
     "pc_darts": {"space.width": 4, "parts.partial_channels": 2, "warmup_epochs": 1},
     "darts_plus": {"parts.early_stopping": ["ranking"], "parts.early_ranking": 2, "arc_learning_rate": 1e-9},
-    "robust_darts": {"data.search_images_per_class": 8, "batch_size": 12},
+    "robust_darts": {"space.operations": FEW[:2], "data.search_images_per_class": 8, "batch_size": 12},
     "noisy_darts": {"parts.decay": "cosine"},
     "operation_strength_darts": {"parts.strength_batches": 1},
     "zero_order_darts": {},
