@@ -19,7 +19,8 @@ MANAGERS = ("test_browser.py", "test_launch.py", "test_remote.py", "test_results
 # Files of which one worker runs all tests: they share a run that takes long to make, and that each worker would make.
 WHOLE = (
     "test_benchmarks.py", "test_cli.py", "test_determinism.py", "test_distributed.py", "test_docs.py",
-    "test_imagenet.py", "test_load.py", "test_report.py", "test_resume.py", "test_trained.py", "test_wheel.py",
+    "test_imagenet.py", "test_load.py", "test_report.py", "test_resume.py", "test_strategy.py", "test_trained.py",
+    "test_wheel.py",
 )  # fmt: skip
 QUIET = {
     "logger": False,
