@@ -13,19 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# Tests that one worker runs, in their order: they share a run that takes long to make; or they start NNI's managers,
-# for two at a time, and what else then runs, could be too slow for NNI: it gives a manager 3 seconds to answer, and a
-# tuner 10 to connect.
-TOGETHER = {
-    "test_browser.py": "managers",
-    "test_cli.py": "cli",
-    "test_imagenet.py": "imagenet",
-    "test_launch.py": "managers",
-    "test_remote.py": "managers",
-    "test_report.py": "report",
-    "test_results.py": "managers",
-    "test_trial.py": "managers",
-}
+# Tests that one worker runs, in their order: they start NNI's managers, for two at a time, and what else then runs,
+# could be too slow for NNI: it gives a manager 3 seconds to answer, and a tuner 10 to connect.
+MANAGERS = ("test_browser.py", "test_launch.py", "test_remote.py", "test_results.py", "test_trial.py")
+# Files of which one worker runs all tests: they share a run that takes long to make, and that each worker would make.
+WHOLE = (
+    "test_benchmarks.py", "test_cli.py", "test_determinism.py", "test_distributed.py", "test_docs.py",
+    "test_imagenet.py", "test_load.py", "test_report.py", "test_resume.py", "test_strategy.py", "test_trained.py",
+    "test_wheel.py",
+)  # fmt: skip
 QUIET = {
     "logger": False,
     "enable_checkpointing": False,
@@ -48,7 +44,7 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(optionalhook=True)  # where pytest-xdist is not installed
 def pytest_xdist_make_scheduler(config, log):
-    """With ``-n`` and no ``--dist``: what ``TOGETHER`` says, and any other test goes to whichever worker is free.
+    """With ``-n`` and no ``--dist``: ``MANAGERS``, each file of ``WHOLE``, and by themselves all other tests.
 
     The marks of ``--dist loadgroup`` would do, but pytest-xdist 3.8 ignores them with pytest 9.2 (its issue 1386).
     """
@@ -56,7 +52,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):  # begins with the groups of most tests; single ones fill up the end
         def _split_scope(self, nodeid):
-            return TOGETHER.get(Path(nodeid.partition("::")[0]).name, nodeid)
+            file = Path(nodeid.partition("::")[0]).name
+            return "managers" if file in MANAGERS else file if file in WHOLE else nodeid
 
     return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
@@ -194,7 +191,7 @@ def training():
 def compared(tmp_path_factory):
     """A finished experiment in a running manager: fairdarts and darts, two seeds each; see ``experiments.Running``.
 
-    It takes a minute: files that use it are together in ``TOGETHER``.
+    It takes a minute: files that use it are together, in ``MANAGERS``.
     """
     from experiments import choice, free_port, started, write
 

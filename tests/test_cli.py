@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from experiments import IMAGES
 from reference import OPERATIONS, kept
 
 from nni_fairdarts import FairDARTS
@@ -27,9 +28,9 @@ TINY = {
     "device": "cpu",
     "threads": 1,
     "figure_epochs": 0,
-    "data": {"name": "digits", "flip": False, "crop_padding": 1},
+    "data": {"name": "digits", "flip": False, "crop_padding": 1, "search_images_per_class": 15},
     "space": {"width": 2, "num_cells": 3},
-    "search": {"epochs": 2, "batch_size": 300, "arc_learning_rate": 0.5, "learning_rate": 0.05},
+    "search": {"epochs": 2, "batch_size": 40, "arc_learning_rate": 0.5, "learning_rate": 0.05},
     "retrain": {
         "width": 2, "num_cells": 3, "epochs": 1, "batch_size": 300, "cutout": 0, "auxiliary_weight": 0,
         "drop_path_prob": 0.1,
@@ -80,8 +81,8 @@ def test_run_leaves_everything_in_its_folder(finished, capsys):
     assert Genotype.from_sample(result["nni_sample"]).to_json() == genotype.to_json()
     assert yaml.safe_load((finished / "config.yaml").read_text())["search"]["epochs"] == 2
     assert [path.name for path in saved(finished / "checkpoints")] == [
-        "epoch001-step00000006.ckpt",
-        "epoch000-step00000003.ckpt",
+        "epoch001-step00000004.ckpt",
+        "epoch000-step00000002.ckpt",
     ]
     assert list((finished / "tensorboard").glob("events*"))
     for kind in ("normal", "reduce"):
@@ -160,8 +161,10 @@ def test_a_penalty_and_recomputation_by_flags(tiny, tmp_path, capsys):
 
 
 def test_published_retraining_settings_on_images_of_32_pixels(tiny, capsys, tmp_path):
-    flags = "--data.image_size 32 --retrain.auxiliary_weight 0.4 --retrain.cutout 16 --retrain.drop_path_prob 0.2"
-    flags += " --retrain.epochs 2 --retrain.num_cells 5 --retrain.batch_size 479 --name published"
+    (tmp_path / "few_of_test_cli.py").write_text(IMAGES)  # 160 to train
+    flags = "--data.name few_of_test_cli:digits --data.image_size 32 --retrain.auxiliary_weight 0.4 --retrain.cutout 16"
+    flags += " --retrain.drop_path_prob 0.2 --retrain.epochs 2 --retrain.num_cells 5 --retrain.batch_size 80"
+    flags += " --name published"
     assert main(["retrain", "--config", tiny, "--genotype", "DARTS_V2", *flags.split()]) == 0
     weights = torch.load(tmp_path / "runs" / "published" / "network.pt", weights_only=True)
     assert weights["auxiliary_head.classifier.weight"].shape == (10, 768)
@@ -183,7 +186,7 @@ def folder_of_digits(root: Path, size: int = 16) -> None:
 
 def test_a_folder_of_images_and_a_function_of_the_user(tiny, tmp_path, capsys):
     folder_of_digits(tmp_path / "images")
-    flags = "--data.name folder --data.root images --data.image_size 16 --search.batch_size 45 --search.epochs 1"
+    flags = "--data.name folder --data.root images --data.image_size 16 --search.batch_size 20 --search.epochs 1"
     flags += " --retrain.batch_size 45 --name pictures"
     assert main(["run", "--config", tiny, *flags.split()]) == 0
     weights = torch.load(tmp_path / "runs" / "pictures" / "retrain" / "network.pt", weights_only=True)
@@ -198,7 +201,7 @@ def test_a_folder_of_images_and_a_function_of_the_user(tiny, tmp_path, capsys):
         "    labels = torch.arange(40) % 2\n"
         "    return TensorDataset(images, labels), TensorDataset(images, labels), 2\n"
     )
-    flags = "--data.name mine_of_test_cli:pairs --search.batch_size 20 --search.epochs 1 --name mine"
+    flags = "--data.name mine_of_test_cli:pairs --search.batch_size 15 --search.epochs 1 --name mine"
     assert main(["search", "--config", tiny, *flags.split()]) == 0
     state = torch.load(newest(tmp_path / "runs" / "mine" / "checkpoints"), weights_only=True)["state_dict"]
     shapes = {name.rpartition("_model.")[2]: value.shape for name, value in state.items()}
@@ -280,7 +283,7 @@ BAD_FLAGS = {
     "--search.penalty.profiler flops": "search.penalty.baseline must be more than 0, got 0.0",
     "--search.penalty.profiler latency": "Expected one of 'none', 'flops', 'params'. Got value: latency",
     "--search.train_portion 1": "search.train_portion must be in (0, 1), got 1.0",
-    "--search.batch_size 900": "batch_size 900 is larger than the 718 images of the weights' half; at most 718 works",
+    "--search.batch_size 76": "batch_size 76 is larger than the 75 images of the alpha half; at most 75 works",
     "--search.batch_size 0": "search.batch_size must be at least 1, got 0",
     "--search.cutout 8": "cutout must be smaller than the images' 8 pixels",
     "--space.width 3": "space.width must be an even number, at least 2, got 3",
@@ -382,7 +385,7 @@ def test_resume_of_what_is_no_run(tmp_path, capsys):
 def test_a_damaged_checkpoint_or_history_is_named(finished, tmp_path, capsys):
     run = copied(finished, tmp_path)
     (run / "checkpoints").mkdir()
-    damaged = run / "checkpoints" / "epoch000-step00000003.ckpt"
+    damaged = run / "checkpoints" / "epoch000-step00000002.ckpt"
     damaged.write_bytes(b"no checkpoint")
     assert main(["search", "--resume", str(run)]) == 2
     error = capsys.readouterr().err

@@ -14,6 +14,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
 
 from nni_fairdarts import FairDARTS, Genotype
+from nni_fairdarts.datasets import load, search_subset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 REGRESSION = {"search_epochs": 4, "width": 16, "depth": 2}
@@ -32,6 +33,13 @@ def example(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Scripts that are loaded now find 30 digits of each class."""
+    few = search_subset(load("digits"), None, 30, seed=0)
+    monkeypatch.setattr("nni_fairdarts.datasets.load", lambda name: {"digits": few}[name])
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +232,7 @@ def test_the_scripts_tell_their_arguments(name, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*keeps nothing that is connected:RuntimeWarning")
+@pytest.mark.usefixtures("few_digits")
 def test_nnis_script_runs_with_one_word_changed(monkeypatch, capsys, elsewhere):
     monkeypatch.setattr(sys, "argv", ["swap_darts.py", "1"])
     left = runpy.run_path(str(EXAMPLES / "swap_darts.py"))
@@ -237,6 +246,7 @@ def test_nnis_script_runs_with_one_word_changed(monkeypatch, capsys, elsewhere):
     assert [path.name for path in elsewhere.rglob("history.jsonl")] == ["history.jsonl"]
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_the_penalty_makes_the_network_smaller(capsys):
     results = example("small_network").main(search_epochs=1, retrain_epochs=1, width=2, scale=5.0)
     plain, small = results["without penalty"], results["with penalty"]
@@ -246,6 +256,7 @@ def test_the_penalty_makes_the_network_smaller(capsys):
         assert f"{found['accuracy']:.2%} (test), {found['parameters']:,} parameters" in printed
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_s2_is_searched_and_its_chain_printed(capsys, elsewhere):
     sample, network = example("s2_search").main(epochs=1)
     printed = capsys.readouterr().out

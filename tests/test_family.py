@@ -13,14 +13,14 @@ from nni_fairdarts.strategy import GatedSearch
 from nni_fairdarts.supernet.moving import Disturbance
 
 STRATEGIES = {name: getattr(family, name) for name in family.__all__ if name != "RandomSearch"}  # it has no gates
-
-
+FEW = ["skip_connect", "avg_pool_3x3", "sep_conv_3x3"]
 BY_NAME = {
     "second_order_darts": {},
     "pc_darts": {"space.width": 4, "parts.partial_channels": 2, "warmup_epochs": 1},
     "darts_plus": {"parts.early_stopping": ["ranking"], "parts.early_ranking": 2, "arc_learning_rate": 1e-9},
-    "robust_darts": {"data.search_images_per_class": 8, "batch_size": 12},
+    "robust_darts": {"space.operations": FEW[:2], "data.search_images_per_class": 8, "batch_size": 12},
     "noisy_darts": {"parts.decay": "cosine"},
+    "dr_nas": {"parts.stages": [{"partial_channels": 2}, {"operations": 2, "keep": True}], "warmup_epochs": 0},
     "operation_strength_darts": {"parts.strength_batches": 1},
     "zero_order_darts": {},
     "fairdarts": {"parts.alpha_gradient": "second", "parts.skip_noise": 0.2, "parts.max_skips": 0},
@@ -34,8 +34,8 @@ def test_each_runs_by_its_name(name, tmp_path):
     settings = {
         key if key.startswith(("space.", "data.")) else f"search.{key}": value for key, value in BY_NAME[name].items()
     }
-    epochs = 3 if name == "darts_plus" else 2
-    config = tiny(tmp_path, **{"search.strategy": name, "search.epochs": epochs, "search.gap_batches": 0, **settings})
+    few = {"space.operations": FEW, "search.epochs": 3 if name == "darts_plus" else 2, "search.gap_batches": 0}
+    config = tiny(tmp_path, **{"search.strategy": name, **few, **settings})
     searched = experiment.search(config)
     genotype = Genotype.load(config.folder / "genotype.json")
     assert experiment.derive(config.folder) == genotype
@@ -66,7 +66,7 @@ def test_each_runs_by_its_name(name, tmp_path):
 def test_a_search_that_was_killed_goes_on_exactly(settings, tmp_path):
     """From the checkpoint before the last one, without what the end had written: the same numbers once more."""
     values = {f"search.{key}": value for key, value in settings.items()}
-    config = tiny(tmp_path, **{"search.epochs": 3, **values})
+    config = tiny(tmp_path, **{"space.operations": FEW, "search.epochs": 3, **values})
     experiment.search(config)
     whole = read_history(config.folder / "history.jsonl")
     gates, result = np.load(config.folder / "normal_weight.npy"), read_json(config.folder / "result.json")

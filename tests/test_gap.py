@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from nni.nas.hub.pytorch import DARTS as HubDARTS
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableConv2d, Repeat
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -16,6 +15,9 @@ from nni_fairdarts.config import SearchConfig
 from nni_fairdarts.gap import DiscretizationGap, same_random_numbers
 from nni_fairdarts.history import read_history
 from nni_fairdarts.nni_strategies import build
+from nni_fairdarts.spaces import DARTS
+
+FEW = ["max_pool_3x3", "skip_connect", "sep_conv_3x3"]
 
 
 def measured(space, evaluator, search, path, validation=None, count=2, metric="val_loss", **settings):
@@ -60,7 +62,7 @@ def test_the_gap_is_that_of_the_supernet_with_its_gates_set_by_hand(
 ):
     dtype = torch.float64 if name == "fairdarts" else torch.float32  # NNI's supernet is in single precision
     train, val = (loader(batches=3, batch=4, shape=(3, 8, 8), seed=s, dtype=dtype) for s in (1, 2))
-    space = HubDARTS(width=2, num_cells=3, dataset="cifar").to(dtype)
+    space = DARTS(2, 3, operations=FEW).to(dtype)
     settings = {"strategy": name, "arc_learning_rate": 0.5}
     strategy, records = measured(space, lightning(training(), train, val), search, tmp_path / "h.jsonl", **settings)
     supernet = copy.deepcopy(strategy.supernet)
@@ -70,8 +72,8 @@ def test_the_gap_is_that_of_the_supernet_with_its_gates_set_by_hand(
                 module.alpha.copy_(torch.where(module.alpha >= 0, 500.0, -800.0))
             elif type(module).__name__ == "DifferentiableMixedCell":
                 for alpha in module._arch_alpha.values():
-                    chosen = max(range(7), key=lambda i: float(alpha[i]))  # the eighth is "none"
-                    alpha.copy_(torch.tensor([900.0 if i == chosen else -900.0 for i in range(8)]))
+                    chosen = max(range(3), key=lambda i: float(alpha[i]))  # the fourth is "none"
+                    alpha.copy_(torch.tensor([900.0 if i == chosen else -900.0 for i in range(4)]))
     batches = [batch for batch, _ in zip(train, range(2), strict=False)]
     expected = loss(strategy.supernet.eval(), val) - loss(averaged_norms(supernet, batches), val)
     assert records[-1]["discretization_gap"] == pytest.approx(expected, abs=1e-5)  # val_loss is logged in float32
@@ -121,7 +123,7 @@ def test_measuring_changes_nothing_of_the_search(name, lightning, training, sear
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        space = HubDARTS(width=2, num_cells=3, dataset="cifar") if name == "fairdarts" else choices()
+        space = DARTS(2, 3, operations=FEW) if name == "fairdarts" else choices()
         evaluator = lightning(training(), loader(2, seed=1), loader(2, seed=2), max_epochs=2)
         strategy = build(SearchConfig(strategy=name, arc_learning_rate=0.1))
         strategy.history = tmp_path / f"{name}-{gap}.jsonl"

@@ -30,6 +30,7 @@ STRATEGIES = ["fairdarts", "darts"]  # one trial each, in this order
 # The trial and the code folder that goes to the other machine with it.
 TRIAL = "nni-fairdarts trial --config run.yaml"
 CODE = {"images.py": IMAGES, "run.yaml": yaml.safe_dump(RUN)}
+PLAIN = """python -c 'import nni; nni.get_next_parameter(); nni.report_final_result({"default": 1.0})'"""
 COMMAND = f'echo "home $HOME, code $PWD"; echo "a word on stderr" >&2; {TRIAL}'
 
 
@@ -72,15 +73,15 @@ def outcome(machine, installed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_outcome(machine, tmp_path_factory):
-    """One trial; the manager listens on every address and is called without a tunnel."""
+    """One trial, a stand-in; the manager listens on every address and is called without a tunnel."""
     folder = tmp_path_factory.mktemp("open")
     with pytest.warns(UserWarning, match="will listen on 0.0.0.0 without a password: whoever reaches it can run code"):
-        return experiment(machine, folder, free_port(), machine.host, ["darts"], host="0.0.0.0")
+        return experiment(machine, folder, free_port(), machine.host, ["darts"], PLAIN, host="0.0.0.0")
 
 
-def experiment(machine, folder, port, manager_ip, strategies, **options) -> Outcome:
+def experiment(machine, folder, port, manager_ip, strategies, trial=COMMAND, **options) -> Outcome:
     """Launch an experiment on ``machine``, wait until it is done, look at it, and stop it."""
-    config = configuration(folder, machine, manager_ip, strategies)
+    config = configuration(folder, machine, manager_ip, strategies, trial)
     with launched(config, port, **options) as running:
         status = done(running, folder)
         trials = sorted(running.list_trial_jobs(), key=lambda one: one.sequenceId)
@@ -96,7 +97,7 @@ def experiment(machine, folder, port, manager_ip, strategies, **options) -> Outc
     return Outcome(id=running.id, left=left(machine), **seen)
 
 
-def configuration(folder, machine, manager_ip, strategies) -> Path:
+def configuration(folder, machine, manager_ip, strategies, trial) -> Path:
     code = folder / "code"
     code.mkdir()
     for name, text in CODE.items():
@@ -106,7 +107,7 @@ def configuration(folder, machine, manager_ip, strategies) -> Path:
             "strategy": {"_type": "choice", "_value": strategies},
             "seed": {"_type": "choice", "_value": [2]},
         },
-        "trialCommand": COMMAND,
+        "trialCommand": trial,
         "trialCodeDirectory": "code",
         "trialConcurrency": 1,
         "maxTrialNumber": len(strategies),

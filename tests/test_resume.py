@@ -37,10 +37,12 @@ TINY = {
     "checkpoint_steps": 2,
     "data.name": "digits",
     "data.crop_padding": 1,
+    "data.search_images_per_class": 14,
     "space.width": 2,
     "space.num_cells": 3,
+    "space.operations": ["max_pool_3x3", "skip_connect", "sep_conv_3x3"],
     "search.epochs": 2,
-    "search.batch_size": 250,
+    "search.batch_size": 25,
     "search.arc_learning_rate": 0.05,
     "search.gap_batches": 2,
     "retrain.width": 2,
@@ -184,7 +186,7 @@ def test_the_last_two_are_kept_and_carry_what_they_are_of(whole):
     assert [path.name for path in found] == ["epoch001-step00000006.ckpt", "epoch001-step00000004.ckpt"]
     assert len(found) == KEPT
     carried = read(found[0])[KEY]
-    assert carried["config"]["search.batch_size"] == 250
+    assert carried["config"]["search.batch_size"] == 25
     assert carried["versions"]["torch"] == torch.__version__.split("+")[0]
     assert len(carried["random"]) == 1
     assert {"python", "numpy", "torch", "cuda"} == carried["random"][0].keys()
