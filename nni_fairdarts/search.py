@@ -45,6 +45,8 @@ EARLIER = {
     "edge_normalization": False,
     "divergence_weight": 0.0,
     "arc_gradient_clip_val": None,
+    "stages": [],
+    "first_epochs": [],
     "temperature": (1.0, 1.0),
     "disturbance": asdict(Disturbance()),
 }
@@ -159,9 +161,8 @@ class FairDartsModule(InStages, RecordsEpochs, EvaluatorHooks):
         names = ("arc_learning_rate", "arc_betas", "arc_weight_decay", "zero_one_weight", "threshold", "single_level")
         more = ("gradient_clip_val", "arc_gradient_clip_val", "warmup_epochs", "alpha_gradient", "divergence_weight")
         own = {name: getattr(self, name) for name in names + more}
-        if self.stages:
-            own["stages"] = [asdict(stage) for stage in self.stages]
-            own["first_epochs"] = first_epochs(self.stages, self.trainer.max_epochs)
+        own["stages"] = [asdict(stage) for stage in self.stages]
+        own["first_epochs"] = first_epochs(self.stages, self.trainer.max_epochs) if self.stages else []
         return {**own, "zero_one_loss": self.zero_one_name, **self.more_settings}
 
     def on_save_checkpoint(self, checkpoint):

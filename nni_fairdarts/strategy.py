@@ -1,19 +1,15 @@
 """``FairDARTS``: the strategy that takes the place of ``nni.nas.strategy.DARTS``."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import nni.nas.strategy
 import torch
 from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.hub.pytorch.nasnet import NDS
-from nni.nas.nn.pytorch import Cell
-from torch import Tensor, nn
 
-from nni_fairdarts._nni import OneShotStrategy, without_warnings_about
 from nni_fairdarts.alpha_gradients import GRADIENTS
+from nni_fairdarts.building import BuildsSupernets
 from nni_fairdarts.checkpoints import Checkpoints
 from nni_fairdarts.discretize import Discretization
 from nni_fairdarts.early import EarlyStopping
@@ -25,8 +21,6 @@ from nni_fairdarts.guests import search_data
 from nni_fairdarts.penalty import ResourcePenalty
 from nni_fairdarts.randomness import Place, SeededLoaders
 from nni_fairdarts.requirements import (
-    channels_last,
-    check_images,
     check_module,
     check_number,
     check_one_loader,
@@ -34,27 +28,11 @@ from nni_fairdarts.requirements import (
     check_together,
     check_trainer,
     known,
-    like,
 )
 from nni_fairdarts.search import FairDartsModule
-from nni_fairdarts.spaces import resized
 from nni_fairdarts.stages import Stage, first_epochs
 from nni_fairdarts.strength import OperationStrength
-from nni_fairdarts.supernet import (
-    EXPORTS,
-    HOOKS,
-    OPTIONS_KEY,
-    REPLACED,
-    SupernetOptions,
-    ValuePolicy,
-    choices_of,
-    compile_cells,
-    read_whole_cells,
-    refuse,
-    refuse_twins,
-    settle,
-)
-from nni_fairdarts.supernet.fused import fuse
+from nni_fairdarts.supernet import EXPORTS
 from nni_fairdarts.supernet.moving import Disturbance, Moving
 from nni_fairdarts.supernet.norm import CANDIDATE_NORMS
 
@@ -62,7 +40,7 @@ SELECTIONS = ("gates", "strength")
 """By what operations are kept: their gates, or what the loss loses without them."""
 
 
-class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
+class GatedSearch(BuildsSupernets, GoesOn, nni.nas.strategy.DARTS):
     """A one-shot search by gates: what ``FairDARTS`` and its kin in ``nni_fairdarts.family`` are settings of.
 
     The defaults are FairDARTS'. What does not go together is refused, with the reason.
@@ -117,7 +95,7 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
         Epochs at the start, and at that of each stage, in which α rests.
     stages
         Parts of the epochs that have supernets of their own: see ``nni_fairdarts.stages.Stage``. One after the other
-        within one search; the last one is derived from. None for one supernet.
+        within one search; the last one is derived from. Empty for one supernet.
     gradient_clip_val
         Bound on the norm of the weights' gradient; None for no bound.
     candidate_norm
@@ -249,6 +227,7 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
+        stages = tuple(stages or ())
         check_stages(stages, RELAXATIONS[relaxation].none, max_skips is not None)
         self.discretization = Discretization(discretization, threshold, max_skips)
         check_together(
@@ -256,7 +235,7 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
                 "relaxation": relaxation,
                 "alpha_gradient": alpha_gradient,
                 "divergence_weight": divergence_weight,
-                "stages": tuple(stages),
+                "stages": stages,
                 "early_stopping": early_stopping,
                 "disturbed": bool(disturbance) or any(stage.skip_dropout for stage in stages),
                 "selection": selection,
@@ -278,7 +257,7 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
             log_prob_every_n_step=log_prob_every_n_step,
             warmup_epochs=warmup_epochs,
         )
-        self.stages = tuple(stages)
+        self.stages = stages
         self.arc_gradient_clip_val = arc_gradient_clip_val
         self.arc_betas = tuple(arc_betas)
         self.arc_weight_decay = arc_weight_decay
@@ -320,121 +299,6 @@ class GatedSearch(GoesOn, nni.nas.strategy.DARTS):
             f"zero_one_loss={self.zero_one_loss!r}, zero_one_weight={self.zero_one_weight}, "
             f"{self.discretization}, candidate_norm={self.candidate_norm!r}"
         )
-
-    # -- supernet ---------------------------------------------------------------------------------------------------
-
-    def configure_softmax(self) -> nn.Module:
-        """For mutation hooks written for NNI's DARTS, which ask for a softmax: they get what makes the gates."""
-        return nn.Softmax(-1) if RELAXATIONS[self.relaxation].shared else nn.Sigmoid()
-
-    def default_mutation_hooks(self) -> list:
-        return list(HOOKS)
-
-    def mutate_model(self, model):
-        """Put gates in place of the choices of ``model``, in place; returns it. Raises InputError for other choices.
-
-        Of a search in stages the first one's supernet is returned, and ``model`` stays as it is.
-        """
-        if any(choices_of(module) for module in model.modules()):
-            raise InputError("this model space is a FairDARTS supernet already; make a new space for a new search")
-        # Of a hub space only the sizes are read again.
-        self._original_space = model if isinstance(model, NDS) else copy.deepcopy(model)
-        refuse(model, "", {}, {})
-        refuse_twins(model)
-        return self._staged(model) if self.stages else self._gated(model, Stage(), {})
-
-    def _staged(self, model):
-        """The first stage's supernet. Raises InputError where any of the supernets cannot be built."""
-        self._original_space = copy.deepcopy(model)
-        with torch.random.fork_rng(devices=[]):
-            for stage in self.stages[1:]:
-                self._gated(self._space_of(stage), replace(stage, operations=None), {})
-        supernet = self.supernet_of(0, {})
-        for label, choice in {c.label: c for m in supernet.modules() for c in choices_of(m) if c.rows}.items():
-            if self.stages[0].operations is not None and self.stages[0].operations < choice.alpha.shape[-1]:
-                raise InputError(
-                    f"the first stage has nothing to choose by: {label!r} has {choice.alpha.shape[-1]} operations on "
-                    f"each edge, but the stage {self.stages[0].operations}; leave its operations out"
-                )
-        return supernet
-
-    def _space_of(self, stage: Stage):
-        sizes = {name: size for name, size in (("num_cells", stage.cells), ("width", stage.width)) if size is not None}
-        return resized(self._original_space, **sizes) if sizes else copy.deepcopy(self._original_space)
-
-    def supernet_of(self, stage: int, left: Mapping[str, Tensor]):
-        """The supernet of a stage, by its number, whose edges have what is ``left``; with fresh weights and α."""
-        model = self._gated(self._space_of(self.stages[stage]), self.stages[stage], left)
-        if self._mutated_model_space is not None:  # what NNI knows as the supernet
-            self._mutated_model_space.model_space = model
-        return model
-
-    def _gated(self, model, stage: Stage, left: Mapping[str, Tensor]):
-        """``model`` with gates in place of its choices, in place."""
-        dropout = {} if stage.skip_dropout is None else {"skip_dropout": stage.skip_dropout}
-        self.moving.disturbance = replace(self.disturbance, **dropout)
-        self._options = SupernetOptions(
-            RELAXATIONS[self.relaxation],
-            self.candidate_norm,
-            self.discretization,
-            self.alpha_init,
-            like(model),
-            self.export,
-            self.recompute,
-            self.alpha_spread,
-            stage.partial_channels or self.partial_channels,
-            self.edge_normalization,
-            self.moving,
-            left,
-        )
-        # Hooks written for NNI's DARTS look their α up by the label of the choice.
-        self._arch_parameters = {
-            label: self._options.new_alpha((len(mutable.values),))
-            for label, mutable in model.simplify().items()
-            if hasattr(mutable, "values")
-        }
-        with without_warnings_about(settled := set()):
-            self._settled = settled
-            OneShotStrategy.mutate_model(self, model)
-        read_whole_cells(model)
-        if self.fused:
-            fuse(model)
-        if self.compile:
-            compile_cells(model, self.compile)
-        if self._options.relaxation.draw is not None:
-            model.register_forward_pre_hook(self.moving.forget)
-            model.register_forward_hook(self.moving.forget, always_call=True)
-        if isinstance(model, NDS):
-            model.register_forward_pre_hook(check_images)
-            if self.fused:
-                model.register_forward_pre_hook(channels_last)
-        return model
-
-    def run_hook(self, hook, name, module, memo):
-        if not memo.get("_validated"):
-            memo.update(self._arch_parameters)
-            memo["_validated"] = True
-        hook = getattr(REPLACED.get(getattr(hook, "__self__", None)), "mutate", hook)
-        if (
-            hook not in self.extra_mutation_hooks
-            and isinstance(module, Cell)
-            and not isinstance(self._original_space, NDS)
-        ):
-            raise InputError(
-                f"FairDARTS searches Cell in NNI's hub spaces (DARTS, PNAS and their kin), but "
-                f"{type(self._original_space).__name__} has one of its own at {name!r}: only the hub tells how the "
-                "next cell narrows when nodes are dropped. Use LayerChoice, or derive your space from "
-                "nni.nas.hub.pytorch.nasnet.NDS"
-            )
-        kwargs = {
-            "mixed_op_sampling": ValuePolicy,
-            "softmax": self.configure_softmax(),
-            OPTIONS_KEY: self._options,
-        }
-        made = hook(module, name, memo, kwargs)
-        if hook is settle and made is not None:
-            self._settled.add(name)
-        return made
 
     # -- search -----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ LAYERS = {
     "exports": 7,
     "gap": 7,
     "requirements": 7,
+    "building": 8,
     "strength": 8,
     "tensorboard": 8,
     "strategy": 9,
