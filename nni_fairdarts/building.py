@@ -19,6 +19,7 @@ from nni_fairdarts.supernet import (
     HOOKS,
     OPTIONS_KEY,
     REPLACED,
+    GatedCell,
     SupernetOptions,
     ValuePolicy,
     choices_of,
@@ -107,6 +108,7 @@ class BuildsSupernets:
         with without_warnings_about(settled := set()):
             self._settled = settled
             OneShotStrategy.mutate_model(self, model)
+        self._check_cells(model, stage)
         read_whole_cells(model)
         if self.fused:
             fuse(model)
@@ -120,6 +122,21 @@ class BuildsSupernets:
             if self.fused:
                 model.register_forward_pre_hook(channels_last)
         return model
+
+    def _check_cells(self, supernet, stage: Stage) -> None:
+        """Raise InputError where settings are of cells, and there are none."""
+        if any(isinstance(module, GatedCell) for module in supernet.modules()):
+            return
+        of_cells = {
+            "partial_channels": self._options.partial_channels > 1,
+            "edge_normalization": self.edge_normalization,
+            "a stage's operations": any(stage.operations is not None for stage in self.stages),
+        }
+        if given := [name for name, there in of_cells.items() if there]:
+            raise InputError(
+                f"{given[0]} is of the cells of NNI's hub spaces, but {type(supernet).__name__} has none that are "
+                "searched; leave it out"
+            )
 
     def run_hook(self, hook, name, module, memo):
         if not memo.get("_validated"):

@@ -87,8 +87,8 @@ class DrNAS(Published):
     """DrNAS, arXiv 2006.10355: gates drawn from Dirichlet distributions; two stages, the second one wider.
 
     Operations see a sixth of the channels, then a quarter with the four strongest left on every edge; the second stage
-    goes on with the weights of the first. α is kept small by Adam's weight decay; ``divergence_weight=1e-3`` for the
-    paper's other way.
+    goes on with the weights of the first. α is kept small by Adam's weight decay or, with ``divergence_weight=1e-3``,
+    by the paper's divergence in its place.
     """
 
     published: ClassVar[dict] = {
@@ -99,6 +99,11 @@ class DrNAS(Published):
         "warmup_epochs": 10,
         "arc_learning_rate": 6e-4,
     }
+
+    def __init__(self, **settings):
+        if settings.get("divergence_weight"):
+            settings = {"arc_weight_decay": 0.0, **settings}
+        super().__init__(**settings)
 
 
 class PCDARTS(Published):

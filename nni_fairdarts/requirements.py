@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from nni.nas.hub.pytorch.nasnet import NDS
@@ -12,7 +13,7 @@ from nni_fairdarts.distributed import check_strategy
 from nni_fairdarts.errors import InputError
 from nni_fairdarts.gates import RELAXATIONS
 from nni_fairdarts.network import check_image_size, stem_channels
-from nni_fairdarts.stages import Stage
+from nni_fairdarts.stages import Stage, first_epochs
 
 
 def check_images(space: NDS, inputs: tuple) -> None:
@@ -65,6 +66,20 @@ def check_stages(stages: Sequence[Stage], none: bool, skips_limited: bool) -> No
     """
     if odd := [stage for stage in stages if not isinstance(stage, Stage)]:
         raise InputError(f"stages must be a list of nni_fairdarts.stages.Stage, got {type(odd[0]).__name__}")
+    for before, stage in pairwise(stages):
+        if stage.keep and stage.width != before.width:
+            raise InputError(
+                f"a stage of width {stage.width} cannot keep the weights of one of width {before.width}: behind every "
+                "concatenation they would meet other channels than theirs; leave out keep, or the width"
+            )
+    most = math.inf
+    for stage in stages:
+        if (stage.operations or 0) > most:
+            raise InputError(
+                f"a stage cannot have {stage.operations} operations on each edge behind one with {most}: what was "
+                "dropped does not come back"
+            )
+        most = stage.operations or most
     needed = 1 + none + skips_limited
     for stage in stages:
         if stage.operations is not None and stage.operations < needed:
@@ -73,6 +88,22 @@ def check_stages(stages: Sequence[Stage], none: bool, skips_limited: bool) -> No
                 f"a stage's operations must be at least {needed} here, one to derive"
                 + "".join(f" and {what}" for what in beside)
                 + f", got {stage.operations}"
+            )
+
+
+def check_warm_up(stages: Sequence[Stage], epochs: int | None, warm_up: int) -> None:
+    """Raise InputError where α would never learn, in a search of so many epochs or in one of its stages.
+
+    Also where a stage would have no epoch, or the trainer knows no number of ``epochs``.
+    """
+    firsts = first_epochs(stages, epochs) if stages else [0, epochs]
+    if None in firsts or -1 in firsts or not warm_up:
+        return
+    for number, (first, behind) in enumerate(pairwise(firsts), 1):
+        if warm_up >= behind - first:
+            where = f"stage {number} has {behind - first} epochs" if stages else f"the search has {behind - first}"
+            raise InputError(
+                f"warmup_epochs={warm_up} leaves α no epoch to learn in: {where}; give more, or a shorter warm-up"
             )
 
 

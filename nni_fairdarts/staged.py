@@ -17,7 +17,8 @@ class InStages:
     """Mixed into a one-shot module: supernets that follow each other within one training.
 
     ``stages``: none for a search with one supernet; ``build(number of the stage, what edges still have)`` makes the
-    supernet of one. ``stage`` is the number of the present one, from 0.
+    supernet of one. ``stage`` is the number of the present one, from 0. Callbacks that are asked before the module, in
+    ``on_train_epoch_start``, still see the stage before.
     """
 
     stages: tuple[Stage, ...] = ()

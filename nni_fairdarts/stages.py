@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from nni_fairdarts.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage:
     """A part of a search's epochs. What is None is as in the space and in the strategy's own settings.
 
@@ -18,8 +18,9 @@ class Stage:
             "none", where the relaxation has it, counts as one. The first stage has all.
         partial_channels: K, operations see 1/K of the channels.
         skip_dropout: share of what skip connections put out that is dropped, at the stage's start.
-        keep: weights, α, optimizers and schedules are taken over from the stage before, as far as there are such: wider
-            layers repeat their channels, from the first one. Else all begin afresh, schedules over the stage's epochs.
+        keep: weights, α, optimizers and schedules are taken over from the stage before, as far as there are such;
+            layers that see more channels repeat their own, from the first one. Else all begin afresh, schedules over
+            the stage's epochs.
         share: of the epochs, relative to that of the other stages.
 
     Raises InputError for values out of range.
@@ -42,6 +43,10 @@ class Stage:
             raise InputError(f"a stage's skip_dropout must be in [0, 1), or None, got {self.skip_dropout}")
         if not 0 < self.share < math.inf:
             raise InputError(f"a stage's share must be a number over 0, got {self.share}; 1 for equal shares")
+
+    def __repr__(self) -> str:
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return f"Stage({', '.join(f'{name}={value!r}' for name, value in given if value not in (None, False))})"
 
 
 def first_epochs(stages: Sequence[Stage], epochs: int | None) -> list[int]:

@@ -27,10 +27,11 @@ from nni_fairdarts.requirements import (
     check_stages,
     check_together,
     check_trainer,
+    check_warm_up,
     known,
 )
 from nni_fairdarts.search import FairDartsModule
-from nni_fairdarts.stages import Stage, first_epochs
+from nni_fairdarts.stages import Stage
 from nni_fairdarts.strength import OperationStrength
 from nni_fairdarts.supernet import EXPORTS
 from nni_fairdarts.supernet.moving import Disturbance, Moving
@@ -227,6 +228,8 @@ class GatedSearch(BuildsSupernets, GoesOn, nni.nas.strategy.DARTS):
             known("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         if cuda_graphs and recompute:
             raise InputError("cuda_graphs does not go with recompute, which looks at the random state in every step")
+        if not isinstance(stages or (), list | tuple):
+            raise InputError(f"stages must be a list of nni_fairdarts.stages.Stage, got {type(stages).__name__}")
         stages = tuple(stages or ())
         check_stages(stages, RELAXATIONS[relaxation].none, max_skips is not None)
         self.discretization = Discretization(discretization, threshold, max_skips)
@@ -346,8 +349,7 @@ class GatedSearch(BuildsSupernets, GoesOn, nni.nas.strategy.DARTS):
         if isinstance(evaluator, Lightning):
             check_trainer(evaluator.trainer, "FairDARTS(gradient_clip_val={})", "FairDARTS(gradient_clip_val=None)")
             check_module(evaluator.module)
-            if self.stages:
-                first_epochs(self.stages, evaluator.trainer.max_epochs)  # raises where one would have none
+            check_warm_up(self.stages, evaluator.trainer.max_epochs, self.warmup_epochs)
             self._strength = (
                 OperationStrength(evaluator, self.strength_batches) if self.selection == "strength" else None
             )

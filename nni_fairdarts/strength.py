@@ -45,8 +45,10 @@ class OperationStrength:
                             moving.masks = {label: mask.view(values.shape)}
                             strength[place] = self._loss(module, batches) - whole
                             bar.update()
-                        strength[~left] = strength[left].min()
-                        found[label] = _scaled(strength).view(values.shape).tolist()
+                        strength[left] = _scaled(strength[left])
+                        if not left.all():  # what is gone is behind the weakest that is left
+                            strength[left], strength[~left] = (1 + strength[left]) / 2, 0.0
+                        found[label] = strength.view(values.shape).tolist()
             finally:
                 moving.masks = {}
         return found

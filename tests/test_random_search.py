@@ -140,3 +140,8 @@ def test_by_name(tmp_path):
     tiny(tmp_path, **own, **{"search.strategy": "random_search", "search.random_skips": 5})
     with pytest.raises(InputError, match="random_skips must be unset but for the space darts with skip_connect"):
         tiny(tmp_path, **own, **{"search.strategy": "random", "search.random_skips": 5})
+
+
+def test_several_processes_are_refused(classification, search, choices):
+    with pytest.raises(InputError, match="random search runs in one process, .* but the trainer has 2; use devices=1"):
+        search(choices(), classification(devices=2, strategy="ddp"), family.RandomSearch(skips=None))

@@ -258,6 +258,17 @@ def test_a_search_killed_in_a_stage_goes_on_exactly(tmp_path):
     assert -1 <= gap <= 1
 
 
+def test_strengths_of_what_is_gone_are_below_all_others(search, lightning, training):
+    settings = {**SOFT, "selection": "strength", "strength_batches": 1, "stages": (Stage(), Stage(operations=3))}
+    strategy = FairDARTS(**settings)
+    _, module = searched(search, lightning, training, strategy, 2, lambda: space(2))
+    for choice in module.choices().values():
+        strengths = torch.tensor(strategy.moving.ranked[choice.label])
+        assert strengths[~choice.there()].eq(0).all()
+        assert strengths[choice.there()].ge(0.5).all()
+        assert strengths.max() == 1
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +343,15 @@ def test_a_trials_parameters_have_stages(tmp_path):
         ({**SOFT, "relaxation": "sparsemax"}, "sparsemax makes gates exactly 0, as those of dropped operations are"),
         ({**SOFT, "stages": (Stage(), Stage(operations=1))}, "at least 2 here, one to derive and 'none', got 1"),
         ({"max_skips": 1, "stages": (Stage(), Stage(operations=1))}, "at least 2 here, .* where max_skips bars it"),
+        (
+            {"stages": (Stage(), Stage(width=8, keep=True))},
+            "a stage of width 8 cannot keep the weights of one of width None",
+        ),
+        (
+            {"stages": (Stage(operations=3), Stage(operations=5))},
+            "cannot have 5 operations on each edge behind one with 3",
+        ),
+        ({"stages": Stage()}, "stages must be a list of nni_fairdarts.stages.Stage, got Stage"),
         ({"stages": ({"cells": 3},)}, "stages must be a list of nni_fairdarts.stages.Stage, got dict"),
     ],
 )
@@ -386,3 +406,25 @@ def test_other_spaces_have_no_other_sizes(choices, classification, search):
 def test_stages_out_of_range(settings, reason):
     with pytest.raises(InputError, match=reason):
         Stage(**settings)
+
+
+def test_alpha_has_epochs_to_learn_in(classification, search):
+    with pytest.raises(InputError, match="warmup_epochs=10 leaves α no epoch to learn in: stage 1 has 10 epochs"):
+        search(space(), classification(max_epochs=30), PDARTS(stages=(Stage(), Stage(), Stage())))
+    with pytest.raises(InputError, match="warmup_epochs=2 leaves α no epoch to learn in: the search has 2; give more"):
+        search(space(), classification(max_epochs=2), FairDARTS(warmup_epochs=2))
+
+
+def test_a_divergence_takes_the_place_of_weight_decay():
+    assert DrNAS().arc_weight_decay == 1e-3
+    assert DrNAS(divergence_weight=1e-3).arc_weight_decay == 0
+    assert DrNAS(divergence_weight=1e-3, arc_weight_decay=0.1).arc_weight_decay == 0.1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"partial_channels": 2}, {"stages": (Stage(), Stage(operations=2))}, {"stages": [Stage(partial_channels=2)]}],
+)
+def test_what_is_of_cells_is_refused_where_there_are_none(settings, choices):
+    with pytest.raises(InputError, match="is of the cells of NNI's hub spaces, but Choices has none"):
+        FairDARTS(**settings).mutate_model(choices())

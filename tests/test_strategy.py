@@ -93,7 +93,7 @@ def test_defaults_are_the_published_values():
         ({"threshold": "high"}, ["threshold must be in (0, 1), got 'high'"]),
         ({"discretization": "dense"}, ["unknown rule 'dense'; known: darts, sparse, edge"]),
         ({"zero_one_loss": "l3"}, ["unknown zero_one_loss 'l3'; known: l2, l1, none"]),
-        ({"candidate_norm": "batch"}, ["unknown candidate_norm 'batch'; known: paper, space"]),
+        ({"candidate_norm": "batch"}, ["unknown candidate_norm 'batch'; known: paper, unscaled, space"]),
         ({"zero_one_weight": -1}, ["zero_one_weight must be 0 or more, got -1"]),
         ({"zero_one_weight": math.nan}, ["zero_one_weight must be 0 or more, got nan"]),
         ({"arc_weight_decay": -1e-3}, ["arc_weight_decay must be 0 or more, got -0.001"]),

@@ -74,7 +74,8 @@ class SearchConfig:
         discretization: sparse (the method), edge or darts.
         alpha_init: where every α starts; 0 is a gate of one half.
         single_level: one batch updates weights and α.
-        warmup_epochs: epochs at the start in which α rests; unset for the strategy's own, 0 but of pc_darts (15).
+        warmup_epochs: epochs at the start in which α rests; unset for the strategy's own: 15 of pc_darts, 10 of
+            each stage of p_darts and dr_nas, else 0.
         candidate_norm: paper (no learnable scales in cells, a batch norm behind pooling), unscaled (the first alone) or
             space (as built); unset for the strategy's own, paper but of dr_nas (unscaled).
         recompute: of fairdarts: compute candidates again in the backward pass; less memory, more time, same numbers.

@@ -80,6 +80,14 @@ class RandomSearch(Watched, GoesOn, nni.nas.strategy.RandomOneShot):
                 f"space with {SKIP} and other operations"
             )
 
+    def mutate_evaluator(self, evaluator):
+        if getattr(evaluator, "trainer", None) is not None and evaluator.trainer.world_size > 1:
+            raise InputError(
+                f"random search runs in one process, for it learns nothing that several would share, but the trainer "
+                f"has {evaluator.trainer.world_size}; use devices=1"
+            )
+        return super().mutate_evaluator(evaluator)
+
     def mutate_model(self, model):
         self.check_space(model)
         return super().mutate_model(model)

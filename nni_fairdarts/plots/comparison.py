@@ -35,6 +35,9 @@ STRATEGIES = {
 }
 """The color of every strategy; the last ones are Tol's."""
 
+LETTERS = 64
+"""Of a line of the legend."""
+
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 
@@ -81,7 +84,9 @@ def _known(runs: Sequence[Recorded], series) -> list[tuple[Recorded, np.ndarray]
 
 
 def _figure(name: str, title: str, known: dict[str, list], styles: dict[str, tuple]) -> Figure:
-    ax = diagram(None, height=4.0)
+    columns = 2 if max(map(len, known)) < 30 else 1
+    rows = sum(1 + len(label) // LETTERS for label in known) / columns
+    ax = diagram(None, height=4.0 + 0.2 * max(0, rows - 5))
     values = np.concatenate([values for lines in known.values() for _, values in lines])
     share = name != "skips" and np.nanmax(np.abs(values)) <= 1
     for label, lines in known.items():
@@ -93,9 +98,8 @@ def _figure(name: str, title: str, known: dict[str, list], styles: dict[str, tup
     if name == "skips":
         ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.set_ylim(bottom=-0.15)
-    columns = 2 if max(map(len, known)) < 30 else 1
     for line in ax.lines:
-        line.set_label(fill(line.get_label(), 64))
+        line.set_label(fill(line.get_label(), LETTERS))
     legend = ax.figure.legend(loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a setting may have a dollar sign

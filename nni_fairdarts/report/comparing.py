@@ -1,5 +1,6 @@
 """What the page says of several runs: a row for each, means over those that differ in the seed alone, figures."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,9 @@ LINES = "Thin lines are single runs; a thick one is the mean over the finished r
 def _figures(groups: Sequence[Group]) -> list[Picture]:
     """The curves of all runs on the same axes; a caption names the runs that have none."""
     runs = [run for group in groups for run in group.runs if run.recorded is not None]
-    known = {group.name: [run.recorded for run in group.runs if run.recorded is not None] for group in groups}
+    alone = Counter(group.strategy for group in groups)
+    names = {id(group): group.name if alone[group.strategy] > 1 else group.strategy or "?" for group in groups}
+    known = {names[id(group)]: [run.recorded for run in group.runs if run.recorded is not None] for group in groups}
     made = []
     for name, figure in comparisons({name: those for name, those in known.items() if those}).items():
         title, more = TITLES[name]

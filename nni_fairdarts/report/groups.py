@@ -138,7 +138,10 @@ def short(name: str) -> str:
 
 
 def worded(value) -> str:
-    """A setting's value for people."""
+    """A setting's value for people; of a list of settings what is given of each."""
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        given = [{name: one for name, one in part.items() if one is not None and one is not False} for part in value]
+        return "; ".join(", ".join(f"{name} {worded(one)}" for name, one in part.items()) for part in given)
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 def widened(tensor: Tensor, shape: torch.Size) -> Tensor | None:
     """``tensor`` with its entries repeated from the first one, dimension by dimension, up to ``shape``.
 
-    Layers that are widened so on both sides compute the same channels several times. DrNAS, arXiv 2006.10355, repeats
-    channels too, drawn at random. None where a dimension would be smaller.
+    DrNAS, arXiv 2006.10355, repeats channels too, drawn at random. None where a dimension would be smaller.
     """
     if tensor.dim() != len(shape) or any(now < was for was, now in zip(tensor.shape, shape, strict=True)):
         return None
@@ -33,17 +32,21 @@ def carry(old: nn.Module, new: nn.Module) -> None:
 def carry_optimizer(old: nn.Module, before: Optimizer, new: nn.Module, optimizer: Optimizer) -> None:
     """Give ``optimizer``, of the parameters of ``new``, what ``before`` keeps of those of ``old``: as ``carry`` does.
 
-    Learning rates and other settings of its groups become those of ``before``.
+    Parameters that ``old`` has nothing of begin without. Settings of its groups, such as learning rates, become those
+    of ``before``.
     """
     for group, earlier in zip(optimizer.param_groups, before.param_groups, strict=True):
         group.update({name: value for name, value in earlier.items() if name != "params"})
     kept = {p: state for p, state in before.state.items() if state}
     names = {name for state in kept.values() for name in state}
-    known = {p for group in optimizer.param_groups for p in group["params"]}
+    known = {p for group in optimizer.param_groups for p in group["params"]} & set(new.parameters())
+    with _holding(old, {p: torch.ones_like(p) for p in old.parameters()}), _holding(new, {}):
+        carry(old, new)
+        known = {p for p in known if p.any()}
     for name in sorted(names):
         like = {p: state[name] for p, state in kept.items() if _is_of(p, state.get(name))}
         if like:  # one entry for each of the parameter's
-            with _holding(old, like), _holding(new, {p: torch.zeros_like(p) for p in known}):
+            with _holding(old, like), _holding(new, {}):
                 carry(old, new)
                 found = {p: p.detach().clone() for p in known}
         else:  # such as the count of steps: one and the same for all
@@ -51,7 +54,8 @@ def carry_optimizer(old: nn.Module, before: Optimizer, new: nn.Module, optimizer
             found = {p: value.clone() if isinstance(value, Tensor) else value for p in known}
         for p in known:
             optimizer.state[p][name] = found[p]
-    for p in known & kept.keys():  # of the evaluator's module, outside the supernet
+    outside = {p for group in optimizer.param_groups for p in group["params"]} & kept.keys()
+    for p in outside:  # of the evaluator's module
         optimizer.state[p] = kept[p]
 
 
@@ -61,7 +65,7 @@ def _is_of(parameter: nn.Parameter, value) -> bool:
 
 @contextmanager
 def _holding(supernet: nn.Module, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Inside, the parameters of a supernet hold these values; its buffers are afterwards what they were."""
+    """Inside, the parameters of a supernet hold these values, the others 0; afterwards all is as before."""
     tensors = [*values, *supernet.buffers(), *supernet.parameters()]
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
