@@ -93,7 +93,7 @@ def test_a_network_of_another_sample_and_a_space_without_gates(trained):
 
 
 def test_norms_that_are_not_known():
-    with pytest.raises(InputError, match="unknown candidate_norm 'papr'; known: paper, space"):
+    with pytest.raises(InputError, match="unknown candidate_norm 'papr'; known: paper, unscaled, space"):
         freeze(Space(*pooled()), {}, candidate_norm="papr")
 
 

@@ -13,6 +13,7 @@ from reference import OPERATIONS, derived_logits, derived_parameters, kept, prun
 from nni_fairdarts import InputError
 from nni_fairdarts.arguments import known_fields, read_config
 from nni_fairdarts.config import RunConfig, to_yaml
+from nni_fairdarts.config.parts import StageConfig
 from nni_fairdarts.discretize import RULES, discretize
 from nni_fairdarts.edges import Edge
 from nni_fairdarts.genotype import Genotype, parse
@@ -146,6 +147,9 @@ valid = {
     "arguments": st.just({}), "cuda_graphs": st.just(False), "random_skips": st.none(),
     "early_stopping": st.lists(st.sampled_from(["skips", "ranking", "eigenvalue"])),
     "operations": st.one_of(st.none(), st.lists(st.sampled_from(OPERATIONS), min_size=1)),
+    "stages": st.lists(
+        st.builds(StageConfig, cells=st.none() | st.integers(1, 99), keep=st.booleans(), share=st.floats(0.1, 9))
+    ),
 }  # fmt: skip
 kinds = {bool: st.booleans(), int: st.integers(1, 10**9), float: st.floats(1e-300, 1e300)}
 
